@@ -1,0 +1,90 @@
+"""Whether an observed object still is what was applied. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from botplane.api.labels import APPLIED_HASH, GROUP
+from botplane.kube.resources import Manifest
+
+SYSTEM_FIELDS = frozenset({"apiVersion", "kind", "metadata", "status"})
+
+
+def canonical(value: Any) -> bytes:
+    """Return the one JSON text of a value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of a value, the same in every process."""
+    return hashlib.sha256(canonical(value)).hexdigest()[:16]
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """Return the manifest with the hash of itself as an annotation.
+
+    After a restart it tells that the object was written from this very manifest, so that a field
+    dropped by a newer version of botplane is noticed too.
+    """
+    meta = manifest["metadata"]
+    annotations = {**meta.get("annotations", {}), APPLIED_HASH: digest(manifest)}
+    return {**manifest, "metadata": {**meta, "annotations": annotations}}
+
+
+def form(observed: Manifest) -> Manifest:
+    """Return the part of an observed object that can drift: without status and system metadata.
+
+    Annotations of others are left out: controllers write theirs after each of our writes.
+    """
+    meta = observed["metadata"]
+    annotations = meta.get("annotations", {})
+    return {
+        "metadata": {
+            "labels": meta.get("labels", {}),
+            "annotations": {k: v for k, v in annotations.items() if k.startswith(GROUP)},
+            "ownerReferences": meta.get("ownerReferences", []),
+        },
+        **{k: v for k, v in observed.items() if k not in SYSTEM_FIELDS},
+    }
+
+
+def covers(observed: Any, desired: Any) -> bool:
+    """Return whether every field of `desired` is in `observed` with the same value.
+
+    Fields that only `observed` has are the API server's defaults or another manager's. Items of
+    lists are compared by their `name` (or position), and lists without names by length too.
+    """
+    if isinstance(desired, dict):
+        if not isinstance(observed, dict):
+            return not desired and observed is None
+        return all(covers(observed.get(key), value) for key, value in desired.items())
+    if isinstance(desired, list):
+        return _covers_list(observed or [], desired)
+    return bool(observed == desired)
+
+
+def _covers_list(observed: Any, desired: list[Any]) -> bool:
+    if not isinstance(observed, list):
+        return False
+    if desired and all(isinstance(item, dict) and "name" in item for item in desired):
+        by_name = {item.get("name"): item for item in observed if isinstance(item, dict)}
+        return all(covers(by_name.get(item["name"]), item) for item in desired)
+    if len(observed) != len(desired):
+        return False
+    return all(covers(o, d) for o, d in zip(observed, desired, strict=True))
+
+
+def holds(observed: Manifest, desired: Manifest) -> bool:
+    """Return whether an observed object is as the sealed manifest says."""
+    wanted = {k: v for k, v in desired.items() if k not in SYSTEM_FIELDS}
+    meta = {k: v for k, v in desired["metadata"].items() if k not in {"name", "namespace"}}
+    return covers(observed, {"metadata": meta, **_stored(desired["kind"], wanted)})
+
+
+def _stored(kind: str, wanted: Manifest) -> Manifest:
+    """Return the content as the API server stores it: a Secret's text as base64 data."""
+    if kind != "Secret" or "stringData" not in wanted:
+        return wanted
+    raise ValueError("write a Secret with `data`: `stringData` cannot be compared")

@@ -1,0 +1,177 @@
+"""What is known of the objects that botplane manages: fed by watches, resync and own writes.
+
+For a settled child only a hash is kept; a child that changed keeps its compressed form until the
+next pass has judged it. 30,000 objects fit into some tens of megabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from botplane.api.labels import BOT, TENANT
+from botplane.kube.drift import canonical, digest, form, holds
+from botplane.kube.resources import Manifest, Ref, ref_of
+
+STATUS_OF_INTEREST = {
+    "Deployment": ("replicas", "readyReplicas", "updatedReplicas", "observedGeneration", "conditions"),
+    "Namespace": ("phase",),
+}
+
+
+class Key(tuple[str, str, str]):
+    """What a pass is about: kind, namespace and name of a custom resource."""
+
+    __slots__ = ()
+
+    def __new__(cls, kind: str, namespace: str, name: str) -> Key:
+        return super().__new__(cls, (kind, namespace, name))
+
+    @property
+    def ref(self) -> Ref:
+        """The same as the identity of an object."""
+        return Ref(*self)
+
+
+@dataclass(slots=True)
+class Child:
+    """A managed object as last seen."""
+
+    uid: str
+    owner: Key | None
+    form_hash: str
+    form: bytes | None
+    """Compressed form, until a pass has judged it."""
+    status: dict[str, Any]
+    deleting: bool
+    version: int
+    """The resourceVersion: comparable since Kubernetes 1.35, so older news can be told."""
+    settled: str = ""
+    """Hash of the manifest that this form was found to hold."""
+
+
+def owner_of(observed: Manifest) -> Key | None:
+    """Return the custom resource that a child belongs to, by its labels."""
+    labels = observed["metadata"].get("labels", {})
+    namespace = observed["metadata"].get("namespace", "")
+    if BOT in labels:
+        return Key("BotDeployment", namespace, labels[BOT])
+    if TENANT in labels:
+        return Key("Tenant", "", labels[TENANT])
+    return None
+
+
+class Children:
+    """The managed objects, by identity and by owner."""
+
+    def __init__(self) -> None:
+        self._by_ref: dict[Ref, Child] = {}
+        self._by_owner: dict[Key, set[Ref]] = {}
+
+    def get(self, ref: Ref) -> Child | None:
+        """Return a child, or None when it is not known to exist."""
+        return self._by_ref.get(ref)
+
+    def owned_by(self, key: Key) -> frozenset[Ref]:
+        """Return the identities of all children of a custom resource."""
+        return frozenset(self._by_owner.get(key, ()))
+
+    def refs(self, kind: str) -> list[Ref]:
+        """Return the identities of all children of a kind."""
+        return [ref for ref in self._by_ref if ref.kind == kind]
+
+    def observe(self, observed: Manifest) -> Key | None:
+        """Take note of an object; return its owner if a pass should look at it."""
+        child = _child(observed)
+        ref = ref_of(observed)
+        last = self._by_ref.get(ref)
+        if last is not None and (child.version < last.version or _same(last, child)):
+            return None
+        if last is not None and last.uid == child.uid and last.form_hash == child.form_hash:
+            child.settled, child.form = last.settled, last.form
+        self._store(ref, child)
+        return child.owner
+
+    def forget(self, ref: Ref, uid: str = "") -> Key | None:
+        """Take note that an object (the one with this uid) is gone; return its owner if known."""
+        child = self._by_ref.get(ref)
+        if child is None or (uid and child.uid != uid):
+            return None
+        del self._by_ref[ref]
+        if child.owner is not None:
+            refs = self._by_owner[child.owner]
+            refs.discard(ref)
+            if not refs:
+                del self._by_owner[child.owner]
+        return child.owner
+
+    def settle(self, written: Manifest, desired: Manifest) -> None:
+        """Take note of the result of our own write: this form holds the manifest."""
+        child = _child(written)
+        child.settled, child.form = digest(desired), None
+        self._store(ref_of(written), child)
+
+    def is_settled(self, desired: Manifest) -> bool:
+        """Return whether the object that a sealed manifest describes exists and holds it."""
+        child = self._by_ref.get(ref_of(desired))
+        if child is None or child.deleting:
+            return False
+        wanted = digest(desired)
+        if child.settled == wanted:
+            return True
+        if child.form is None or not holds(json.loads(zlib.decompress(child.form)), desired):
+            return False
+        child.settled, child.form = wanted, None
+        return True
+
+    def difference(self, kind: str, listed: Iterable[Manifest]) -> list[Key]:
+        """Compare with a full list of a kind and return the owners of what a watch had not told."""
+        found: list[Key] = []
+        present = set()
+        for observed in listed:
+            present.add(ref_of(observed))
+            owner = self.observe(observed)
+            if owner is not None:
+                found.append(owner)
+        for ref in self.refs(kind):
+            if ref not in present:
+                owner = self.forget(ref)
+                if owner is not None:
+                    found.append(owner)
+        return found
+
+    def _store(self, ref: Ref, child: Child) -> None:
+        last = self._by_ref.get(ref)
+        if last is not None and last.owner is not None and last.owner != child.owner:
+            self.forget(ref)
+        self._by_ref[ref] = child
+        if child.owner is not None:
+            self._by_owner.setdefault(child.owner, set()).add(ref)
+
+
+def _child(observed: Manifest) -> Child:
+    meta = observed["metadata"]
+    text = canonical(form(observed))
+    wanted = STATUS_OF_INTEREST.get(observed["kind"], ())
+    status = {k: v for k, v in (observed.get("status") or {}).items() if k in wanted}
+    return Child(
+        uid=meta["uid"],
+        owner=owner_of(observed),
+        form_hash=digest(form(observed)),
+        form=zlib.compress(text, 1),
+        status=status,
+        deleting="deletionTimestamp" in meta,
+        version=int(meta["resourceVersion"]),
+    )
+
+
+def _same(last: Child, child: Child) -> bool:
+    return (last.uid, last.form_hash, last.deleting, last.status) == (
+        child.uid,
+        child.form_hash,
+        child.deleting,
+        child.status,
+    )

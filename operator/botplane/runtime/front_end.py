@@ -1,0 +1,98 @@
+"""kopf as the event front-end: events become keys in the queue, and nothing else happens here."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import aiohttp
+import kopf
+
+from botplane.api.labels import GROUP, MANAGED_BY, MANAGED_BY_VALUE
+from botplane.kube.resources import RESOURCES, Manifest
+
+SELECTOR = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
+Note = Callable[[str, Manifest], None]
+"""Takes the event type (ADDED, MODIFIED, DELETED, or empty from a list) and the object."""
+
+
+class EndlessBackoff:
+    """Delays from 1 to 30 seconds with jitter, for ever.
+
+    kopf exits when its list of delays ends; an API server upgrade must not restart the operator.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        delay = 1.0
+        while True:
+            yield delay * random.uniform(0.7, 1.3)  # noqa: S311 - jitter
+            delay = min(delay * 2, 30.0)
+
+
+class FrontEnd:
+    """Watches custom resources and labelled children, cluster-wide, one stream per kind."""
+
+    def __init__(self, note: Note, kinds: Iterable[str], child_kinds: Iterable[str]) -> None:
+        self._note = note
+        self._kinds = tuple(kinds)
+        self._child_kinds = tuple(child_kinds)
+
+    async def run(
+        self, server: str, session: aiohttp.ClientSession, stop: asyncio.Event
+    ) -> None:
+        """Watch until `stop` is set. Returns early only when a watch has failed for good."""
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
+        async def login(**_: Any) -> kopf.AiohttpSession:
+            return kopf.AiohttpSession(server=server, aiohttp_session=session)
+
+        for kind in (*self._kinds, *self._child_kinds):
+            self._register(registry, kind)
+        await kopf.operator(
+            registry=registry,
+            settings=self._settings(),
+            clusterwide=True,
+            standalone=True,
+            stop_flag=stop,
+        )
+
+    def _register(self, registry: kopf.OperatorRegistry, kind: str) -> None:
+        resource = RESOURCES[kind]
+        group, _, version = resource.api_version.rpartition("/")
+
+        @kopf.on.event(group, version, resource.plural, registry=registry, id=f"note-{kind}")
+        async def note(event: Any, **_: Any) -> None:
+            body: Manifest = event["object"]
+            # List items carry no kind of their own in all versions.
+            body.setdefault("kind", kind)
+            self._note(event["type"] or "", body)
+
+    def _settings(self) -> kopf.OperatorSettings:
+        """Return the settings; the reasons are measured facts about kopf 1.45."""
+        settings = kopf.OperatorSettings()
+        settings.peering.standalone = True
+        settings.scanning.disabled = True
+        settings.watching.chunk_size = 500
+        settings.watching.server_timeout = 300
+        settings.watching.client_timeout = 330
+        settings.watching.connect_timeout = 10
+        settings.watching.reconnect_backoff = 1.0
+        settings.networking.request_timeout = 30
+        settings.networking.connect_timeout = 5
+        settings.networking.error_backoffs = EndlessBackoff()
+        settings.networking.enforce_retry_after = True
+        # A worker holds memory for as long as it idles; ours only put keys into a queue.
+        settings.queueing.idle_timeout = 0.5
+        settings.queueing.exit_timeout = 5
+        settings.process.ultimate_exiting_timeout = 60
+        settings.persistence.finalizer = f"{GROUP}/unused"
+        settings.posting.enabled = False
+        settings.execution.default_backoff = 5
+        for kind in self._child_kinds:
+            resource = RESOURCES[kind]
+            group, _, version = resource.api_version.rpartition("/")
+            settings.watching.label_selectors[group, version, resource.plural] = SELECTOR
+        return settings

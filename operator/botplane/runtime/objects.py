@@ -1,0 +1,91 @@
+"""The custom resources as last seen, compact: what passes read instead of the API server."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from botplane.kube.drift import canonical, digest
+from botplane.kube.observe import Key
+from botplane.kube.resources import Manifest
+
+
+class Seen(NamedTuple):
+    """A custom resource: its text, and what tells whether a pass must look at it."""
+
+    version: int
+    uid: str
+    intent: str
+    """Hash of all but the status: our own status writes change nothing here."""
+    ready: str
+    text: bytes
+
+
+class Objects:
+    """The custom resources by key, fed by watches, resync and own status writes."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Key, Seen] = {}
+
+    def get(self, key: Key) -> Manifest | None:
+        """Return an object as last seen."""
+        seen = self._seen.get(key)
+        return None if seen is None else json.loads(zlib.decompress(seen.text))
+
+    def keys(self, kind: str, namespace: str | None = None) -> list[Key]:
+        """Return the keys of a kind, in one namespace or in all."""
+        return [k for k in self._seen if k[0] == kind and namespace in (None, k[1])]
+
+    def observe(self, body: Manifest) -> Key | None:
+        """Take note of an object; return its key if a pass should look at it."""
+        key = key_of(body)
+        seen = _seen(body)
+        last = self._seen.get(key)
+        if last is not None and last.uid == seen.uid and seen.version <= last.version:
+            return None
+        self._seen[key] = seen
+        unchanged = last is not None and (last.uid, last.intent) == (seen.uid, seen.intent)
+        return None if unchanged else key
+
+    def forget(self, key: Key, uid: str = "") -> Key | None:
+        """Take note that an object is gone; return its key if it was known."""
+        last = self._seen.get(key)
+        if last is None or (uid and last.uid != uid):
+            return None
+        del self._seen[key]
+        return key
+
+    def difference(self, kind: str, listed: Iterable[Manifest]) -> list[Key]:
+        """Compare with a full list of a kind and return the keys that a watch had not told."""
+        bodies = list(listed)
+        present = {key_of(body) for body in bodies}
+        found = [key for body in bodies if (key := self.observe(body)) is not None]
+        gone = [key for key in self.keys(kind) if key not in present]
+        return found + [key for key in gone if self.forget(key) is not None]
+
+    def counts(self, kind: str) -> Counter[str]:
+        """Return how many objects of a kind have Ready True, False and Unknown."""
+        return Counter(seen.ready for key, seen in self._seen.items() if key[0] == kind)
+
+
+def key_of(body: Manifest) -> Key:
+    """Return the key of a custom resource."""
+    meta = body["metadata"]
+    return Key(body["kind"], meta.get("namespace", ""), meta["name"])
+
+
+def _seen(body: Manifest) -> Seen:
+    meta = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
+    intent = {
+        "spec": body.get("spec"),
+        "generation": meta.get("generation"),
+        "deleting": "deletionTimestamp" in meta,
+        "finalizers": meta.get("finalizers"),
+    }
+    conditions = (body.get("status") or {}).get("conditions", ())
+    ready = next((c["status"] for c in conditions if c["type"] == "Ready"), "Unknown")
+    text = zlib.compress(canonical({**body, "metadata": meta}), 1)
+    return Seen(int(meta["resourceVersion"]), meta["uid"], digest(intent), ready, text)

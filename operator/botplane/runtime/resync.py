@@ -1,0 +1,69 @@
+"""The safety net below the watches: full lists, compared with what is known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from botplane.errors import Rejected, Retryable
+from botplane.kube.client import KubeClient
+from botplane.kube.observe import Children, Key
+from botplane.kube.resources import Manifest
+from botplane.runtime.front_end import SELECTOR
+from botplane.runtime.objects import Objects
+from botplane.telemetry.metrics import RESYNC_FOUND
+
+log = structlog.get_logger()
+
+RESYNC_SECONDS = 300.0
+
+
+class Resync:
+    """Lists every kind and finds what a lost watch event hid: also deletions, which kopf never tells."""
+
+    def __init__(self, client: KubeClient, objects: Objects, children: Children) -> None:
+        self._client = client
+        self._objects = objects
+        self._children = children
+        self.last: float | None = None
+        """Loop time of the last complete round."""
+
+    async def round(self, kinds: Iterable[str], child_kinds: Iterable[str]) -> list[Key]:
+        """List all kinds once and return the keys that need a pass.
+
+        Raises:
+            Rejected, Retryable: A list failed; what was read until then is kept.
+        """
+        found: list[Key] = []
+        for kind in child_kinds:
+            listed = await self._client.list(kind, selector=SELECTOR)
+            found += self._counted(kind, self._children.difference(kind, _kinded(kind, listed)))
+        for kind in kinds:
+            listed = await self._client.list(kind)
+            found += self._counted(kind, self._objects.difference(kind, _kinded(kind, listed)))
+        self.last = asyncio.get_running_loop().time()
+        return found
+
+    async def run(
+        self, kinds: Iterable[str], child_kinds: Iterable[str], add: Callable[[Key], None]
+    ) -> None:
+        """Do rounds for ever."""
+        while True:
+            await asyncio.sleep(RESYNC_SECONDS)
+            try:
+                for key in await self.round(kinds, child_kinds):
+                    add(key)
+            except (Rejected, Retryable) as error:
+                log.warning("Resync failed", reason=error.reason, message=error.message)
+
+    def _counted(self, kind: str, found: list[Key]) -> list[Key]:
+        if self.last is not None and found:
+            RESYNC_FOUND.labels(kind).inc(len(found))
+        return found
+
+
+def _kinded(kind: str, items: list[Manifest]) -> list[Manifest]:
+    # Items of a list do not carry their kind.
+    return [{**item, "kind": kind} for item in items]

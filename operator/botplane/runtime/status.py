@@ -1,0 +1,68 @@
+"""The one writer of status: merges conditions, writes when something differs, tells transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from botplane.api.conditions import Verdict, merge
+from botplane.kube.client import KubeClient
+from botplane.kube.errors import NotFoundError
+from botplane.kube.resources import Manifest
+from botplane.runtime.events import transition_event
+from botplane.runtime.objects import Objects, key_of
+
+log = structlog.get_logger()
+
+
+class StatusWriter:
+    """Writes the status of custom resources."""
+
+    def __init__(
+        self, client: KubeClient, objects: Objects, wall: Callable[[], datetime]
+    ) -> None:
+        self._client = client
+        self._objects = objects
+        self._wall = wall
+
+    async def write(
+        self, body: Manifest, verdicts: Sequence[Verdict], fields: dict[str, Any]
+    ) -> bool:
+        """Bring the status to these conditions and fields; return whether it was written.
+
+        Args:
+            body: The object as this pass saw it.
+            verdicts: All conditions that hold or fail now.
+            fields: The other fields of the status; fields with None are left out.
+        """
+        before = body.get("status") or {}
+        generation = body["metadata"]["generation"]
+        conditions = merge(before.get("conditions", ()), verdicts, generation, self._wall())
+        status = {
+            "conditions": conditions,
+            "observedGeneration": generation,
+            **{k: v for k, v in fields.items() if v is not None},
+        }
+        if status == before:
+            return False
+        meta = {k: v for k, v in body["metadata"].items() if k in {"name", "namespace"}}
+        kind = {"apiVersion": body["apiVersion"], "kind": body["kind"]}
+        try:
+            written = await self._client.apply({**kind, "metadata": meta, "status": status}, "status")
+        except NotFoundError:
+            self._objects.forget(key_of(body))
+            return False
+        self._objects.observe(written)
+        await self._tell(body, before, conditions[0])
+        return True
+
+    async def _tell(self, body: Manifest, before: Manifest, ready: dict[str, Any]) -> None:
+        last = next((c for c in before.get("conditions", ()) if c["type"] == "Ready"), None)
+        if last is not None and (last["status"], last["reason"]) == (ready["status"], ready["reason"]):
+            return
+        log.info("Ready changed", status=ready["status"], reason=ready["reason"], message=ready["message"])
+        event = transition_event(body, ready, self._wall())
+        await self._client.create(event)
