@@ -1,0 +1,61 @@
+"""The few requests to the API server that are needed before any client can be used."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Api:
+    """An API server and the token to speak to it with."""
+
+    server: str
+    ca: Path
+    token: str
+
+    def get(self, path: str) -> Any:
+        """Return the parsed answer to a GET, or None if the server refuses or is away."""
+        try:
+            return self._send("GET", path, None)
+        except (OSError, ValueError):
+            return None
+
+    def create(self, path: str, body: dict[str, Any]) -> None:
+        """Create an object; one that exists already is left as it is."""
+        try:
+            self._send("POST", path, body)
+        except urllib.error.HTTPError as error:
+            if error.code != 409:
+                raise
+
+    def is_ready(self) -> bool:
+        """Tell whether the API server says it is ready."""
+        try:
+            return self._raw("GET", "/readyz", None) == b"ok"
+        except (OSError, ValueError):
+            return False
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        return json.loads(self._raw(method, path, body))
+
+    def _raw(self, method: str, path: str, body: dict[str, Any] | None) -> bytes:
+        request = urllib.request.Request(
+            self.server + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
+        )
+        context = ssl.create_default_context(cafile=str(self.ca))
+        # A proxy of the environment is not for our own machine.
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        with opener.open(request, timeout=10) as answer:
+            content: bytes = answer.read()
+        return content

@@ -1,0 +1,177 @@
+"""Run a real control plane without a container engine: start, check and end it in order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from tests.support.controlplane import binaries, components, identities, processes
+from tests.support.controlplane.api import Api
+from tests.support.controlplane.components import API_SERVER, ETCD, LOOPS, PROGRAMS, Layout
+from tests.support.controlplane.paths import HERE
+from tests.support.controlplane.ports import free_ports
+from tests.support.controlplane.waiting import until
+
+Say = Callable[[str], None]
+
+
+def quiet(line: str) -> None:
+    """Take a line of progress and show it to nobody."""
+
+
+def start(state: Path, say: Say = quiet) -> Layout:
+    """Start what does not run yet, and return when pods can be created.
+
+    Raises:
+        processes.ProgramFailedError: A program ended while it was waited for.
+        NotInTimeError: A program did not become ready.
+    """
+    layout = _layout(state)
+    if is_healthy(layout):
+        say("control plane is up already")
+        return layout
+    if not all(processes.is_running(state, name) for name in (ETCD, API_SERVER)):
+        stop(state, keep_data=True)
+    with _step("credentials", say):
+        identities.ensure_tokens(layout.credentials)
+        identities.ensure_signing_key(layout.credentials)
+    with _step(ETCD, say):
+        _start_etcd(layout)
+    with _step(API_SERVER, say):
+        _start_api_server(layout)
+    with _step(", ".join(LOOPS), say):
+        _start_loops(layout)
+    with _step("nodes ready", say):
+        _create_nodes(layout)
+    return layout
+
+
+def stop(state: Path, *, keep_data: bool = False) -> None:
+    """End everything that runs from a state folder; remove its data unless told otherwise."""
+    # Those that act go first, so that nothing complains about a server that is gone.
+    processes.stop(state, LOOPS, within=3)
+    # The API server would wait for its watchers, and etcd's data is thrown away anyway.
+    processes.stop(state, (API_SERVER,), within=2 if keep_data else 0.5)
+    processes.stop(state, (ETCD,), within=5 if keep_data else 0.5)
+    if not keep_data:
+        shutil.rmtree(state / "etcd", ignore_errors=True)
+        (state / "audit.log").unlink(missing_ok=True)
+
+
+def is_healthy(layout: Layout) -> bool:
+    """Tell whether all programs live, the API server is ready and so are the nodes."""
+    if not all(processes.is_running(layout.state, name) for name in PROGRAMS):
+        return False
+    api = admin_api(layout)
+    return api.is_ready() and _nodes_are_ready(api)
+
+
+def admin_api(layout: Layout) -> Api:
+    """Return access to the API server as its administrator."""
+    tokens = identities.ensure_tokens(layout.credentials)
+    return Api(server=layout.server, ca=layout.ca, token=tokens["admin"])
+
+
+def kubeconfig(layout: Layout, name: str) -> Path:
+    """Return the path of a client's kubeconfig."""
+    return layout.state / f"{name}.kubeconfig"
+
+
+def _layout(state: Path) -> Layout:
+    """Keep the ports of a state folder, so that clients survive a restart of the server."""
+    path = state / "ports.json"
+    if path.exists():
+        ports: dict[str, int] = json.loads(path.read_text())
+    else:
+        ports = dict(zip(("api", "etcd", "etcd-peer"), free_ports(3), strict=True))
+        state.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(ports))
+    return Layout(state=state, ports=ports, binaries=binaries.build())
+
+
+def _start_etcd(layout: Layout) -> None:
+    processes.start(components.etcd(layout), layout.state)
+
+
+def _start_api_server(layout: Layout) -> None:
+    processes.start(components.api_server(layout), layout.state)
+    api = admin_api(layout)
+
+    def ready() -> bool:
+        processes.must_run(layout.state, ETCD, API_SERVER)
+        return _has_ca(layout) and api.is_ready()
+
+    until(ready, within=60, what="kube-apiserver ready")
+    tokens = identities.ensure_tokens(layout.credentials)
+    for who in identities.CLIENTS:
+        _write_kubeconfig(layout, kubeconfig(layout, who.name), tokens[who.name])
+    for who in identities.COMPONENTS:
+        _write_kubeconfig(
+            layout, components.component_kubeconfig(layout, who.name), tokens[who.name]
+        )
+
+
+def _has_ca(layout: Layout) -> bool:
+    if not layout.certificate.exists():
+        return False
+    begin = "-----BEGIN CERTIFICATE-----"
+    _, *certificates = layout.certificate.read_text().split(begin)
+    if len(certificates) < 2:
+        return False
+    layout.ca.write_text(begin + certificates[-1])
+    return True
+
+
+def _write_kubeconfig(layout: Layout, path: Path, token: str) -> None:
+    identities.write_kubeconfig(path, server=layout.server, ca=layout.ca, token=token)
+
+
+def _start_loops(layout: Layout) -> None:
+    for program in components.loops(layout):
+        processes.start(program, layout.state)
+    api = admin_api(layout)
+
+    def default_account_exists() -> bool:
+        processes.must_run(layout.state, *PROGRAMS)
+        return api.get("/api/v1/namespaces/default/serviceaccounts/default") is not None
+
+    # Without it no pod can be created, and it is the controller manager's first sign of life.
+    until(default_account_exists, within=60, what="kube-controller-manager at work")
+
+
+def _create_nodes(layout: Layout) -> None:
+    api = admin_api(layout)
+    for node in yaml.safe_load((HERE / "nodes.yaml").read_text())["items"]:
+        api.create("/api/v1/nodes", node)
+
+    def ready() -> bool:
+        processes.must_run(layout.state, *PROGRAMS)
+        return _nodes_are_ready(api)
+
+    until(ready, within=60, what="nodes ready")
+
+
+def _nodes_are_ready(api: Api) -> bool:
+    """Ready, and free of the taint that keeps pods away from a new node."""
+    nodes = (api.get("/api/v1/nodes") or {}).get("items", [])
+    return bool(nodes) and all(
+        not node["spec"].get("taints")
+        and any(
+            condition["type"] == "Ready" and condition["status"] == "True"
+            for condition in node.get("status", {}).get("conditions", [])
+        )
+        for node in nodes
+    )
+
+
+@contextmanager
+def _step(what: str, say: Say) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    say(f"{what}: {time.monotonic() - started:.1f} s")

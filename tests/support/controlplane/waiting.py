@@ -1,0 +1,28 @@
+"""Wait until something is true, for a bounded time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class NotInTimeError(Exception):
+    """What was waited for did not happen within its time."""
+
+
+def until(check: Callable[[], T], *, within: float, what: str, every: float = 0.05) -> T:
+    """Call `check` until it returns something true, and return that.
+
+    Raises:
+        NotInTimeError: `within` seconds passed; `what` names what was missing.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        if found := check():
+            return found
+        if time.monotonic() >= deadline:
+            raise NotInTimeError(f"{what}: not within {within:g} s")
+        time.sleep(every)

@@ -1,0 +1,54 @@
+"""The control plane and PostgreSQL of a test session.
+
+Nothing is started until a test asks for it, and nothing survives the session: a watchdog ends
+what was started, even if the session is killed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.controlplane import cluster as clusters
+from tests.support.controlplane import postgres as servers
+from tests.support.controlplane import watchdog
+
+
+@pytest.fixture(scope="session")
+def session_state() -> Iterator[Path]:
+    """A state folder that is ended and removed with the session."""
+    state = Path(tempfile.mkdtemp(prefix="botplane-test-"))
+    # The database server of root runs as another user, who must get through.
+    state.chmod(0o711)
+    guard = watchdog.watch_over(state)
+    yield state
+    guard.communicate()
+
+
+@pytest.fixture(scope="session")
+def control_plane(session_state: Path) -> Iterator[clusters.Cluster]:
+    """A cluster, shared by all tests of the session."""
+    found = clusters.start(session_state)
+    yield found
+    if found.kind == "embedded":
+        found.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres(session_state: Path) -> Iterator[servers.Postgres]:
+    """A PostgreSQL server, shared by all tests of the session."""
+    server = servers.start(session_state)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def database(postgres: servers.Postgres) -> Iterator[str]:
+    """The URL of an empty database of this test's own."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield postgres.create_database(name)
+    postgres.drop_database(name)
