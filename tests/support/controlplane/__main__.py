@@ -46,7 +46,7 @@ def main() -> int:
         return 1
 
 
-def build(state: Path) -> int:
+def build(_state: Path) -> int:
     """Build or unpack whatever the cache lacks."""
     for name, path in sorted(binaries.build().items()):
         print(f"{name}: {path}")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CONFLICT = 409
+
 
 @dataclass(frozen=True, kw_only=True)
 class Api:
@@ -22,7 +24,7 @@ class Api:
     def get(self, path: str) -> Any:
         """Return the parsed answer to a GET, or None if the server refuses or is away."""
         try:
-            return self._send("GET", path, None)
+            return json.loads(self._send("GET", path))
         except (OSError, ValueError):
             return None
 
@@ -31,25 +33,36 @@ class Api:
         try:
             self._send("POST", path, body)
         except urllib.error.HTTPError as error:
-            if error.code != 409:
+            if error.code != CONFLICT:
                 raise
+
+    def patch(self, path: str, body: dict[str, Any]) -> None:
+        """Change an object by a JSON merge patch."""
+        self._send("PATCH", path, body, "application/merge-patch+json")
+
+    def delete(self, path: str) -> None:
+        """Delete an object."""
+        self._send("DELETE", path)
 
     def is_ready(self) -> bool:
         """Tell whether the API server says it is ready."""
         try:
-            return self._raw("GET", "/readyz", None) == b"ok"
+            return self._send("GET", "/readyz") == b"ok"
         except (OSError, ValueError):
             return False
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        return json.loads(self._raw(method, path, body))
-
-    def _raw(self, method: str, path: str, body: dict[str, Any] | None) -> bytes:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        media_type: str = "application/json",
+    ) -> bytes:
         request = urllib.request.Request(
             self.server + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": media_type},
         )
         context = ssl.create_default_context(cafile=str(self.ca))
         # A proxy of the environment is not for our own machine.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.controlplane import binaries, embedded, identities, processes
+from tests.support.controlplane.api import Api
 from tests.support.controlplane.embedded import Say, quiet
 
 KIND_CLUSTER = "botplane"
@@ -42,6 +43,10 @@ class Cluster:
     state: Path
     audit_log: Path | None = None
     end: Callable[[], None] = field(default=_nothing, repr=False)
+
+    def api(self, identity: str = "admin") -> Api:
+        """Return plain HTTP access; in a cluster that is not ours `admin` has no token."""
+        return Api(server=self.server, ca=self.ca, token=self.tokens[identity])
 
     def stop(self) -> None:
         """End the cluster if it is ours."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from tests.support.controlplane import binaries, components, identities, process
 from tests.support.controlplane.api import Api
 from tests.support.controlplane.components import API_SERVER, ETCD, LOOPS, PROGRAMS, Layout
 from tests.support.controlplane.paths import HERE
-from tests.support.controlplane.ports import free_ports
+from tests.support.controlplane.ports import kept_ports
 from tests.support.controlplane.waiting import until
 
 Say = Callable[[str], None]
@@ -84,14 +83,7 @@ def kubeconfig(layout: Layout, name: str) -> Path:
 
 
 def _layout(state: Path) -> Layout:
-    """Keep the ports of a state folder, so that clients survive a restart of the server."""
-    path = state / "ports.json"
-    if path.exists():
-        ports: dict[str, int] = json.loads(path.read_text())
-    else:
-        ports = dict(zip(("api", "etcd", "etcd-peer"), free_ports(3), strict=True))
-        state.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(ports))
+    ports = kept_ports(state / "ports.json", "api", "etcd", "etcd-peer")
     return Layout(state=state, ports=ports, binaries=binaries.build())
 
 

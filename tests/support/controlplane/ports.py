@@ -6,11 +6,24 @@ choice and the `listen`, so a start would fail now and then.
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 FIRST, LAST = 20_000, 32_767
+
+
+def kept_ports(path: Path, *names: str) -> dict[str, int]:
+    """Return a port per name; a name keeps its port, so that clients survive a restart."""
+    ports: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    missing = [name for name in names if name not in ports]
+    if missing:
+        ports |= zip(missing, free_ports(len(missing)), strict=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(ports))
+    return {name: ports[name] for name in names}
 
 
 def free_ports(count: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ import psycopg
 from psycopg import sql
 
 from tests.support.controlplane import processes
-from tests.support.controlplane.ports import free_ports
+from tests.support.controlplane.ports import kept_ports
 from tests.support.controlplane.processes import Program
 from tests.support.controlplane.waiting import until
 
@@ -120,10 +120,8 @@ def start(state: Path, *, fsync: bool = False) -> Postgres:
     """
     if url := os.environ.get("DATABASE_URL"):
         return Postgres(url=url, state=None)
-    if processes.is_running(state, NAME):
-        port = _port(processes.record(state, NAME).program)
-    else:
-        (port,) = free_ports(1)
+    port = kept_ports(state / "ports.json", NAME)[NAME]
+    if not processes.is_running(state, NAME):
         data = _data_folder(state)
         programs = _programs(data)
         if not (data / "PG_VERSION").exists():
@@ -161,10 +159,6 @@ def _server(programs: Path, data: Path, port: int, more: dict[str, str]) -> Prog
         # Do not wait for clients to leave.
         stop_signal=signal.SIGINT,
     )
-
-
-def _port(program: Program) -> int:
-    return next(int(word.partition("=")[2]) for word in program.argv if word.startswith("port="))
 
 
 def _initialize(programs: Path, data: Path) -> None:

@@ -6,6 +6,7 @@ start time keeps a recycled process id from being killed. Nothing here knows Kub
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -219,10 +220,8 @@ def _owner(process: psutil.Process) -> str | None:
 
 
 def _send(process: psutil.Process, number: int) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _gone(processes: list[psutil.Process], *, within: float) -> list[psutil.Process]:
