@@ -1,0 +1,83 @@
+"""Money and exact decimals: whole minor units on documents, half to even, never a float."""
+
+from __future__ import annotations
+
+from decimal import (
+    ROUND_HALF_EVEN,
+    Context,
+    Decimal,
+    DivisionByZero,
+    FloatOperation,
+    InvalidOperation,
+    Overflow,
+)
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from botplane.errors import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXACT = Context(
+    prec=60,
+    rounding=ROUND_HALF_EVEN,
+    traps=[InvalidOperation, DivisionByZero, Overflow, FloatOperation],
+)
+"""The context of all arithmetic with money: mixing in a float raises `FloatOperation`."""
+
+MINOR_UNITS: Mapping[str, int] = MappingProxyType(
+    dict.fromkeys(
+        "AUD BRL CAD CHF CZK DKK EUR GBP HKD INR MXN NOK NZD PLN SEK SGD USD ZAR".split(), 2
+    )
+    | dict.fromkeys("CLP JPY KRW".split(), 0)
+    | dict.fromkeys("BHD KWD OMR TND".split(), 3)
+)
+"""Decimals of the minor unit by currency (ISO 4217); the table `currency` holds the same."""
+
+
+def decimal(text: str) -> Decimal:
+    """Return the decimal that the text writes, exactly."""
+    return EXACT.create_decimal(text)
+
+
+def minor_units(currency: str) -> int:
+    """Return the decimals of a currency's minor unit.
+
+    Raises:
+        Rejected: Nothing can be billed in this currency.
+    """
+    if currency not in MINOR_UNITS:
+        known = ", ".join(sorted(MINOR_UNITS))
+        raise Rejected("CurrencyUnknown", f"Currency {currency} is not one of {known}.")
+    return MINOR_UNITS[currency]
+
+
+def to_minor(amount: str, currency: str) -> int:
+    """Return an amount of the major unit as a whole number of minor units.
+
+    Raises:
+        Rejected: The amount is finer than the minor unit, or the currency is unknown.
+    """
+    digits = minor_units(currency)
+    scaled = decimal(amount).scaleb(digits, EXACT)
+    if scaled != scaled.to_integral_value():
+        raise Rejected("AmountTooPrecise", f"{amount} {currency} has more than {digits} decimals.")
+    return int(scaled)
+
+
+def round_to_minor(amount: Decimal, currency: str) -> int:
+    """Round an exact amount of the major unit, half to even, to minor units."""
+    scaled = amount.scaleb(minor_units(currency), EXACT)
+    return int(scaled.to_integral_value(rounding=ROUND_HALF_EVEN))
+
+
+def from_minor(minor: int, currency: str) -> Decimal:
+    """Return minor units as an amount of the major unit, with all its decimals."""
+    return Decimal(minor).scaleb(-minor_units(currency), EXACT)
+
+
+def plain(number: Decimal) -> str:
+    """Write a decimal without an exponent and without trailing zeros."""
+    text = f"{number:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

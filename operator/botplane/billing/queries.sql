@@ -1,0 +1,160 @@
+-- insert_plan --
+INSERT INTO plan (plan, currency) VALUES (%(plan)s, %(currency)s) ON CONFLICT DO NOTHING
+
+-- plan_currency --
+SELECT currency FROM plan WHERE plan = %(plan)s
+
+-- latest_version --
+SELECT version, content_hash, lower(effective) FROM plan_version
+WHERE plan = %(plan)s ORDER BY version DESC LIMIT 1
+
+-- end_version --
+-- The latest version stops where the next one starts.
+UPDATE plan_version SET effective = tstzrange(lower(effective), %(now)s)
+WHERE plan = %(plan)s AND upper_inf(effective)
+
+-- insert_version --
+INSERT INTO plan_version (plan, version, effective, fee_minor, minimum_commitment_minor,
+    commission_rate, commission_cap_per_trade_minor, commission_cap_per_period_minor,
+    content_hash, published_at)
+VALUES (%(plan)s, %(version)s, tstzrange(%(effective_from)s, NULL), %(fee_minor)s,
+    %(minimum_commitment_minor)s, %(rate)s, %(cap_per_trade_minor)s, %(cap_per_period_minor)s,
+    %(content_hash)s, %(now)s)
+
+-- insert_volume_discount --
+INSERT INTO plan_volume_discount (plan, version, from_volume_minor, discount)
+VALUES (%(plan)s, %(version)s, %(from_volume_minor)s, %(discount)s)
+
+-- insert_price --
+INSERT INTO price (plan, version, meter, model, included, unit_size)
+VALUES (%(plan)s, %(version)s, %(meter)s, %(model)s, %(included)s, %(unit_size)s)
+
+-- insert_tier --
+INSERT INTO price_tier (plan, version, meter, lo, hi, unit_price, flat_fee_minor)
+VALUES (%(plan)s, %(version)s, %(meter)s, %(lo)s, %(hi)s, %(unit_price)s, %(flat_fee_minor)s)
+
+-- ensure_periods --
+-- Writes only when a month has turned somewhere.
+SELECT ensure_periods(%(now)s)
+
+-- ensure_partitions --
+SELECT ensure_partitions((%(now)s::timestamptz - interval '1 month')::date,
+    (%(now)s::timestamptz + interval '3 months')::date)
+
+-- complete_until --
+-- The moment that every source has passed; null while metering has never reported.
+SELECT CASE WHEN bool_or(source = 'metering') THEN min(complete_until) END FROM source_watermark
+
+-- due_periods --
+-- Lock the next ended periods that nobody else is billing; parked ones are tried again.
+SELECT b.tenant_id, t.name AS tenant, COALESCE(r.organization_name, '') AS organization,
+    t.currency, t.time_zone, b.period, b.starts_at, b.ends_at
+FROM billing_period b
+JOIN tenant t ON t.tenant_id = b.tenant_id
+LEFT JOIN tenant_profile r ON r.tenant_id = b.tenant_id
+WHERE b.state <> 'closed' AND b.ends_at <= %(complete_until)s
+    AND (b.ends_at, b.tenant_id) > (%(after_ends_at)s, %(after_tenant_id)s)
+ORDER BY b.ends_at, b.tenant_id
+LIMIT %(limit)s
+FOR UPDATE OF b SKIP LOCKED
+
+-- lock_due_period --
+-- Wait for whoever is billing this period; no row when it is billed already.
+SELECT FROM billing_period
+WHERE tenant_id = %(tenant_id)s AND period = %(period)s AND state <> 'closed'
+FOR UPDATE
+
+-- waiting_periods --
+SELECT count(*) FROM billing_period
+WHERE state <> 'closed' AND ends_at <= %(now)s
+    AND (%(complete_until)s::timestamptz IS NULL OR ends_at > %(complete_until)s)
+
+-- named_period --
+-- A period of a tenant by name; the open tenant of that name before closed ones.
+SELECT b.tenant_id, t.name AS tenant, COALESCE(r.organization_name, '') AS organization,
+    t.currency, t.time_zone, b.period, b.starts_at, b.ends_at
+FROM tenant t
+JOIN billing_period b ON b.tenant_id = t.tenant_id
+LEFT JOIN tenant_profile r ON r.tenant_id = t.tenant_id
+WHERE t.name = %(tenant)s AND CASE WHEN %(period)s::text IS NULL
+    THEN b.starts_at <= %(now)s AND b.ends_at > %(now)s ELSE b.period = %(period)s END
+ORDER BY t.closed_at DESC NULLS FIRST
+LIMIT 1
+
+-- period_names --
+-- First and last period of a tenant; no row for an unknown tenant.
+SELECT min(b.period), max(b.period) FROM tenant t
+LEFT JOIN billing_period b ON b.tenant_id = t.tenant_id
+WHERE t.name = %(tenant)s
+GROUP BY t.tenant_id ORDER BY t.closed_at DESC NULLS FIRST LIMIT 1
+
+-- charges --
+SELECT tenant_id, period, line_key AS key, kind, meter, starts_at, ends_at, quantity, exact,
+    amount_minor, detail
+FROM charge(%(tenants)s, %(periods)s, %(until)s)
+
+-- take_numbers --
+-- Advance the counter of a series and return the last number taken; a rollback gives them back.
+INSERT INTO invoice_counter AS c (series, last) VALUES (%(series)s, %(count)s)
+ON CONFLICT (series) DO UPDATE SET last = c.last + excluded.last
+RETURNING last
+
+-- insert_invoices --
+INSERT INTO invoice (tenant_id, invoice_id, period, number, currency, subtotal_minor, total_minor,
+    due_minor, issued_at, snapshot, content_hash)
+SELECT i.tenant_id, i.invoice_id, i.period, i.number, i.currency, i.total_minor, i.total_minor,
+    i.total_minor, i.issued_at, i.snapshot, decode(i.content_hash, 'hex')
+FROM jsonb_to_recordset(%(invoices)s) AS i (tenant_id uuid, invoice_id uuid, period text,
+    number text, currency text, total_minor bigint, issued_at timestamptz, snapshot jsonb,
+    content_hash text)
+
+-- insert_lines --
+INSERT INTO invoice_line (tenant_id, invoice_id, line_key, kind, meter, starts_at, ends_at,
+    quantity, exact, amount_minor, detail)
+SELECT l.tenant_id, l.invoice_id, l.key, l.kind, l.meter, l.starts_at, l.ends_at, l.quantity,
+    l.exact, l.amount_minor, l.detail
+FROM jsonb_to_recordset(%(lines)s) AS l (tenant_id uuid, invoice_id uuid, key text, kind text,
+    meter text, starts_at timestamptz, ends_at timestamptz, quantity numeric, exact numeric,
+    amount_minor bigint, detail jsonb)
+
+-- finalize_invoices --
+UPDATE invoice i SET status = 'finalized'
+FROM unnest(%(tenants)s::uuid[], %(invoice_ids)s::uuid[]) AS n (tenant_id, invoice_id)
+WHERE i.tenant_id = n.tenant_id AND i.invoice_id = n.invoice_id
+
+-- settle_empty_invoices --
+-- Nothing is due on them, so they are paid.
+UPDATE invoice i SET status = 'paid'
+FROM unnest(%(tenants)s::uuid[], %(invoice_ids)s::uuid[]) AS n (tenant_id, invoice_id)
+WHERE i.tenant_id = n.tenant_id AND i.invoice_id = n.invoice_id AND i.due_minor = 0
+
+-- insert_ledger_txns --
+INSERT INTO ledger_txn (tenant_id, txn_key, at)
+SELECT e.tenant_id, e.txn_key, %(now)s
+FROM jsonb_to_recordset(%(entries)s) AS e (tenant_id uuid, txn_key text)
+GROUP BY e.tenant_id, e.txn_key
+
+-- insert_ledger_entries --
+INSERT INTO ledger_entry (tenant_id, txn_key, account, currency, amount_minor)
+SELECT e.tenant_id, e.txn_key, e.account, e.currency, e.amount_minor
+FROM jsonb_to_recordset(%(entries)s) AS e (tenant_id uuid, txn_key text, account text,
+    currency text, amount_minor bigint)
+
+-- close_periods --
+UPDATE billing_period b SET state = 'closed', parked_reason = NULL
+FROM unnest(%(tenants)s::uuid[], %(periods)s::text[]) AS n (tenant_id, period)
+WHERE b.tenant_id = n.tenant_id AND b.period = n.period
+
+-- park_period --
+UPDATE billing_period SET state = 'parked', parked_reason = %(reason)s
+WHERE tenant_id = %(tenant_id)s AND period = %(period)s AND state <> 'closed'
+
+-- stored_invoice --
+SELECT invoice_id, status, number, issued_at, snapshot, content_hash
+FROM invoice
+WHERE tenant_id = %(tenant_id)s AND period = %(period)s AND status <> 'void'
+
+-- stored_lines --
+SELECT line_key AS key, kind, meter, starts_at, ends_at, quantity, exact, amount_minor, detail
+FROM invoice_line
+WHERE tenant_id = %(tenant_id)s AND invoice_id = %(invoice_id)s

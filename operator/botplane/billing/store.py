@@ -1,0 +1,405 @@
+"""Billing in Postgres: the price book and the invoices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.rows import class_row, dict_row
+from psycopg.types.json import Jsonb
+
+from botplane.billing.invoices import (
+    BilledPeriod,
+    Invoice,
+    Line,
+    Status,
+    draft,
+    finalize,
+    in_order,
+    ledger_entries,
+)
+from botplane.billing.money import plain
+from botplane.errors import Rejected, Retryable
+from botplane.store.errors import translated_errors
+from botplane.store.queries import load_queries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from psycopg import Connection
+
+    from botplane.billing.pricebook import PriceBook
+
+SQL = load_queries(__package__)
+_UNBILLABLE = (psycopg.DataError, psycopg.IntegrityError, psycopg.InternalError, ArithmeticError)
+"""What one tenant's data can do to its bill; the bills of the others go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The next periods to bill: ended before `complete_until`, after the cursor, at most `limit`.
+
+    The cursor is the last (ends_at, tenant_id) that the run has seen.
+    """
+
+    complete_until: datetime
+    after: tuple[datetime, UUID]
+    limit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parked:
+    """A period that could not be billed, and why."""
+
+    billed: BilledPeriod
+    reason: str
+
+
+def publish_plan(conn: Connection[Any], book: PriceBook, now: datetime) -> int:
+    """Record the prices of a plan and return their revision; change no row for equal content.
+
+    The first revision holds for all time before, so that a subscription may start in the past;
+    each later one holds from now, to the second.
+
+    Raises:
+        Rejected: The currency of a published plan would change.
+        Retryable: Another revision was published in this second, or Postgres is away.
+    """
+    moment = now.replace(microsecond=0)
+    with translated_errors(), conn.transaction():
+        names = {"plan": book.plan, "currency": book.currency, "now": moment}
+        conn.execute(SQL["insert_plan"], names)
+        row = conn.execute(SQL["plan_currency"], names).fetchone()
+        if row != (book.currency,):
+            raise Rejected(
+                "CurrencyFixed",
+                f"Plan {book.plan} is published in {row and row[0]}; create another plan for "
+                f"{book.currency}.",
+            )
+        latest = conn.execute(SQL["latest_version"], names).fetchone()
+        if latest is None:
+            return _insert_version(conn, book, names | {"version": 1, "effective_from": None})
+        version, content, since = latest
+        if content == book.content_hash:
+            return int(version)
+        if since is not None and since >= moment:
+            raise Retryable(
+                "PlanJustPublished", f"Plan {book.plan} got revision {version} at {since}.", 1.0
+            )
+        conn.execute(SQL["end_version"], names)
+        return _insert_version(
+            conn, book, names | {"version": version + 1, "effective_from": moment}
+        )
+
+
+def _insert_version(conn: Connection[Any], book: PriceBook, version: dict[str, Any]) -> int:
+    terms = book.commission
+    conn.execute(
+        SQL["insert_version"],
+        version
+        | {
+            "fee_minor": book.fee_minor,
+            "minimum_commitment_minor": book.minimum_commitment_minor,
+            "rate": terms.rate,
+            "cap_per_trade_minor": terms.cap_per_trade_minor,
+            "cap_per_period_minor": terms.cap_per_period_minor,
+            "content_hash": book.content_hash,
+        },
+    )
+    discounts = [
+        version | {"from_volume_minor": volume, "discount": discount}
+        for volume, discount in terms.volume_discounts
+    ]
+    with conn.cursor() as cursor:
+        cursor.executemany(SQL["insert_volume_discount"], discounts)
+        cursor.executemany(SQL["insert_price"], [version | vars(price) for price in book.prices])
+        cursor.executemany(
+            SQL["insert_tier"],
+            [
+                version | {"meter": price.meter} | vars(tier)
+                for price in book.prices
+                for tier in price.tiers
+            ],
+        )
+    return int(version["version"])
+
+
+def prepare(conn: Connection[Any], now: datetime) -> None:
+    """Make the periods and the partitions that the moment needs, where they are missing."""
+    with translated_errors(), conn.transaction():
+        conn.execute(SQL["ensure_partitions"], {"now": now})
+        conn.execute(SQL["ensure_periods"], {"now": now})
+
+
+def complete_until(conn: Connection[Any]) -> datetime | None:
+    """Return the moment before which all usage is here; None while metering never reported."""
+    with translated_errors(), conn.transaction():
+        row = conn.execute(SQL["complete_until"]).fetchone()
+    return None if row is None else row[0]
+
+
+def waiting_periods(conn: Connection[Any], complete: datetime | None, now: datetime) -> int:
+    """Count the ended periods whose usage is not complete yet."""
+    with translated_errors(), conn.transaction():
+        row = conn.execute(
+            SQL["waiting_periods"], {"complete_until": complete, "now": now}
+        ).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def find_period(
+    conn: Connection[Any], tenant: str, period: str | None, now: datetime
+) -> BilledPeriod:
+    """Return a period of a tenant by name, or the one that holds the moment.
+
+    Raises:
+        Rejected: There is no such tenant, or it has no such period.
+    """
+    names = {"tenant": tenant, "period": period, "now": now}
+    with translated_errors(), conn.transaction():
+        conn.execute(SQL["ensure_periods"], names)
+        with conn.cursor(row_factory=class_row(BilledPeriod)) as cursor:
+            found = cursor.execute(SQL["named_period"], names).fetchone()
+        bounds = conn.execute(SQL["period_names"], names).fetchone()
+    if found is not None:
+        return _in_utc(found)
+    if bounds is None:
+        raise Rejected("TenantNotFound", f"No tenant {tenant} was ever registered for billing.")
+    known = "none yet" if bounds[0] is None else f"{bounds[0]} to {bounds[1]}"
+    raise Rejected(
+        "PeriodNotFound",
+        f"Tenant {tenant} has no billing period {period or 'now'}; it has {known}.",
+    )
+
+
+def draft_invoice(
+    conn: Connection[Any], billed: BilledPeriod, until: datetime, reason: str
+) -> Invoice:
+    """Return what the invoice would be with the usage up to a moment; store nothing."""
+    with translated_errors(), conn.transaction():
+        lines = _charges(conn, [billed], until)
+    return draft(billed, lines.get((billed.tenant_id, billed.period), ()), reason)
+
+
+def stored_invoice(conn: Connection[Any], billed: BilledPeriod) -> Invoice | None:
+    """Return the invoice of a period as it was issued, or None."""
+    key = {"tenant_id": billed.tenant_id, "period": billed.period}
+    with translated_errors(), conn.transaction(), conn.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(SQL["stored_invoice"], key).fetchone()
+        if row is None:
+            return None
+        lines = cursor.execute(SQL["stored_lines"], key | row).fetchall()
+    issued = replace(
+        billed, tenant=row["snapshot"]["tenant"], organization=row["snapshot"]["organization"]
+    )
+    return Invoice(
+        billed=issued,
+        lines=in_order(_line(line) for line in lines),
+        status=Status(row["status"]),
+        number=row["number"],
+        issued_at=_utc(row["issued_at"]),
+        content_hash=row["content_hash"],
+    )
+
+
+def bill_period(conn: Connection[Any], billed: BilledPeriod, now: datetime) -> None:
+    """Issue the invoice of one ended period whose usage is complete; a second call does nothing."""
+    with translated_errors(), conn.transaction():
+        key = {"tenant_id": billed.tenant_id, "period": billed.period}
+        if conn.execute(SQL["lock_due_period"], key).rowcount:
+            _issue(conn, [billed], now)
+
+
+def bill_batch(
+    conn: Connection[Any], batch: Batch, now: datetime
+) -> tuple[list[BilledPeriod], list[Parked]]:
+    """Issue the invoices of the next due periods in one transaction.
+
+    A period that cannot be billed is parked with the reason, the others are billed; a later run
+    tries it again.
+
+    Returns:
+        The periods of the batch, none at the end, and those of them that were parked.
+    """
+    with translated_errors(), conn.transaction():
+        due = _due_periods(conn, batch)
+        return due, _issue_or_park(conn, due, now)
+
+
+def _issue_or_park(
+    conn: Connection[Any], due: Sequence[BilledPeriod], now: datetime
+) -> list[Parked]:
+    try:
+        with conn.transaction():
+            _issue(conn, due, now)
+            conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    except _UNBILLABLE as error:
+        if len(due) > 1:
+            return [parked for billed in due for parked in _issue_or_park(conn, [billed], now)]
+        parked = Parked(billed=due[0], reason=f"{type(error).__name__}: {error}")
+        conn.execute(
+            SQL["park_period"],
+            {
+                "tenant_id": parked.billed.tenant_id,
+                "period": parked.billed.period,
+                "reason": parked.reason,
+            },
+        )
+        return [parked]
+    return []
+
+
+def _due_periods(conn: Connection[Any], batch: Batch) -> list[BilledPeriod]:
+    after_ends_at, after_tenant_id = batch.after
+    with conn.cursor(row_factory=class_row(BilledPeriod)) as cursor:
+        rows = cursor.execute(
+            SQL["due_periods"],
+            {
+                "complete_until": batch.complete_until,
+                "after_ends_at": after_ends_at,
+                "after_tenant_id": after_tenant_id,
+                "limit": batch.limit,
+            },
+        ).fetchall()
+    return [_in_utc(row) for row in rows]
+
+
+def _charges(
+    conn: Connection[Any], periods: Sequence[BilledPeriod], until: datetime
+) -> dict[tuple[UUID, str], tuple[Line, ...]]:
+    with conn.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(
+            SQL["charges"],
+            {
+                "tenants": [billed.tenant_id for billed in periods],
+                "periods": [billed.period for billed in periods],
+                "until": until,
+            },
+        ).fetchall()
+
+    def period_key(row: dict[str, Any]) -> tuple[UUID, str]:
+        return row["tenant_id"], row["period"]
+
+    rows.sort(key=period_key)
+    return {key: tuple(_line(row) for row in group) for key, group in groupby(rows, key=period_key)}
+
+
+def _issue(conn: Connection[Any], periods: Sequence[BilledPeriod], now: datetime) -> None:
+    """Rate, number, write and close; a period in which nothing was subscribed gets no invoice."""
+    if not periods:
+        return
+    charges = _charges(conn, periods, max(billed.ends_at for billed in periods))
+    billable = [billed for billed in periods if (billed.tenant_id, billed.period) in charges]
+    numbers = _take_numbers(conn, len(billable), now)
+    issued = [
+        finalize(
+            billed,
+            charges[billed.tenant_id, billed.period],
+            number,
+            now.replace(microsecond=0),
+        )
+        for billed, number in zip(billable, numbers, strict=True)
+    ]
+    _insert_invoices(conn, issued)
+    conn.execute(
+        SQL["close_periods"],
+        {
+            "tenants": [billed.tenant_id for billed in periods],
+            "periods": [billed.period for billed in periods],
+        },
+    )
+
+
+def _take_numbers(conn: Connection[Any], count: int, now: datetime) -> list[str]:
+    if not count:
+        return []
+    series = f"INV-{now.astimezone(UTC):%Y}"
+    row = conn.execute(SQL["take_numbers"], {"series": series, "count": count}).fetchone()
+    last = 0 if row is None else int(row[0])
+    return [f"{series}-{n:06d}" for n in range(last - count + 1, last + 1)]
+
+
+def _insert_invoices(conn: Connection[Any], invoices: Sequence[Invoice]) -> None:
+    ids = [uuid4() for _ in invoices]
+    keys = {
+        "tenants": [invoice.billed.tenant_id for invoice in invoices],
+        "invoice_ids": ids,
+    }
+    rows = [_invoice_row(invoice, i) for invoice, i in zip(invoices, ids, strict=True)]
+    lines = [
+        _line_row(invoice, line, i)
+        for invoice, i in zip(invoices, ids, strict=True)
+        for line in invoice.lines
+    ]
+    conn.execute(SQL["insert_invoices"], {"invoices": _records(rows)})
+    conn.execute(SQL["insert_lines"], {"lines": _records(lines)})
+    conn.execute(SQL["finalize_invoices"], keys)
+    conn.execute(SQL["settle_empty_invoices"], keys)
+    entries = [
+        {
+            "tenant_id": str(invoice.billed.tenant_id),
+            "txn_key": f"invoice/{i}",
+            "account": account,
+            "currency": invoice.billed.currency,
+            "amount_minor": minor,
+        }
+        for invoice, i in zip(invoices, ids, strict=True)
+        for account, minor in ledger_entries(invoice).items()
+    ]
+    if entries:
+        now = invoices[0].issued_at
+        conn.execute(SQL["insert_ledger_txns"], {"entries": _records(entries), "now": now})
+        conn.execute(SQL["insert_ledger_entries"], {"entries": _records(entries)})
+
+
+def _invoice_row(invoice: Invoice, invoice_id: UUID) -> dict[str, Any]:
+    billed = invoice.billed
+    return {
+        "tenant_id": str(billed.tenant_id),
+        "invoice_id": str(invoice_id),
+        "period": billed.period,
+        "number": invoice.number,
+        "currency": billed.currency,
+        "total_minor": invoice.total_minor,
+        "issued_at": str(invoice.issued_at),
+        "snapshot": {"tenant": billed.tenant, "organization": billed.organization},
+        "content_hash": (invoice.content_hash or b"").hex(),
+    }
+
+
+def _line_row(invoice: Invoice, line: Line, invoice_id: UUID) -> dict[str, Any]:
+    return {
+        "tenant_id": str(invoice.billed.tenant_id),
+        "invoice_id": str(invoice_id),
+        "key": line.key,
+        "kind": line.kind,
+        "meter": line.meter,
+        "starts_at": str(line.starts_at),
+        "ends_at": str(line.ends_at),
+        "quantity": plain(line.quantity),
+        "exact": plain(line.exact),
+        "amount_minor": line.amount_minor,
+        "detail": dict(line.detail),
+    }
+
+
+def _records(rows: Iterable[dict[str, Any]]) -> Jsonb:
+    return Jsonb(list(rows), dumps=json.dumps)
+
+
+def _line(row: dict[str, Any]) -> Line:
+    fields = {name: row[name] for name in Line.__dataclass_fields__}
+    return Line(**fields | {"starts_at": _utc(row["starts_at"]), "ends_at": _utc(row["ends_at"])})
+
+
+def _in_utc(billed: BilledPeriod) -> BilledPeriod:
+    return replace(billed, starts_at=_utc(billed.starts_at), ends_at=_utc(billed.ends_at))
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
