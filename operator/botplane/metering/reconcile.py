@@ -1,0 +1,329 @@
+"""The metering process: pods that changed → settled in Postgres → released.
+
+The order is what makes it exact: upsert, COMMIT, and only then the finalizer goes. The process
+holds nothing that it could not read again, so it may be killed at any instruction.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+from uuid import UUID
+
+import structlog
+from kubernetes import client
+
+from botplane.errors import Retryable
+from botplane.metering import metrics
+from botplane.metering.calls import open_client
+from botplane.metering.evidence import Pod
+from botplane.metering.feed import PodFeed, Taken, backoff_seconds
+from botplane.metering.health import serve_health
+from botplane.metering.policy import (
+    Fate,
+    Quality,
+    Sight,
+    is_lost,
+    is_suspect,
+    may_release,
+    recheck_after,
+)
+from botplane.metering.release import Cluster, Release
+from botplane.metering.store import Look, MeteringStore
+from botplane.store.pool import open_pool
+
+BATCH_SIZE: Final = 500
+RESYNC_SECONDS: Final = 120
+HEARTBEAT_SECONDS: Final = 60.0
+WATERMARK_SECONDS: Final = 5.0
+IDLE_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 3.0
+REFUSED_RETRY_SECONDS: Final = 60.0
+LONGEST_BACKOFF_SECONDS: Final = 10.0
+STUCK_AFTER_SECONDS: Final = 330.0
+"""Longer than the longest statement, the slowest list and the longest backoff."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class Metering:
+    """Settles what the feed brings, lets pods go, and keeps the watermark."""
+
+    def __init__(
+        self,
+        feed: PodFeed,
+        store: MeteringStore,
+        cluster: Cluster,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._feed = feed
+        self._store = store
+        self._cluster = cluster
+        self._clock = clock
+        self._due: dict[UUID, float] = {}
+        self._refused: set[UUID] = set()
+        self._unbillable: set[UUID] = set()
+        self._complete_until: datetime | None = None
+        self._swept = 0
+        self._beat_at = self._marked_at = float("-inf")
+        self.moved_at = time.monotonic()
+
+    def run(self, stop: threading.Event) -> None:
+        """Settle until `stop`; a database that is away is waited for, for ever."""
+        failures = 0
+        while not stop.is_set():
+            self.moved_at = time.monotonic()
+            try:
+                self._pass(stop)
+                failures = 0
+            except Retryable as error:
+                failures += 1
+                metrics.SQL_ERRORS.inc()
+                log.warning(
+                    "Could not reach Postgres", error=error.message, failures=failures
+                )
+                stop.wait(backoff_seconds(failures, LONGEST_BACKOFF_SECONDS))
+                continue
+            self._feed.wait(self._idle_seconds())
+
+    def is_stuck(self) -> bool:
+        """Say whether one of the two loops has not moved for too long."""
+        oldest = min(self.moved_at, self._feed.moved_at)
+        return time.monotonic() - oldest > STUCK_AFTER_SECONDS
+
+    def is_ready(self) -> bool:
+        """Say whether all pods have been listed once."""
+        return self._feed.heard_at is not None
+
+    def _pass(self, stop: threading.Event) -> None:
+        self._put_back_due()
+        taken = self._feed.take()
+        if taken is None:
+            return
+        if self._settle(taken, stop):
+            self._complete_until = taken.heard_at
+        if self._feed.lists > self._swept:
+            lists = self._feed.lists
+            self._sweep()
+            self._swept = lists
+        self._beat(taken.heard_at)
+
+    def _settle(self, taken: Taken, stop: threading.Event) -> bool:
+        """Settle and release what was taken; return whether nothing of it is left open."""
+        fates = [(pod, Fate.PRESENT) for pod in taken.present]
+        fates += [(pod, Fate.GONE) for pod in taken.gone]
+        unsettled = {pod.uid for pod, _ in fates}
+        try:
+            for batch in _batches(fates):
+                if stop.is_set():
+                    return False
+                self.moved_at = time.monotonic()
+                self._settle_batch(
+                    [self._look(pod, fate, taken) for pod, fate in batch]
+                )
+                unsettled -= {pod.uid for pod, _ in batch}
+        finally:
+            self._feed.put_back(unsettled)
+            self._count()
+        return not self._refused
+
+    def _settle_batch(self, seen: Sequence[tuple[Pod, Sight]]) -> None:
+        looks = [
+            Look(pod=pod, account=pod.account, sight=sight)
+            for pod, sight in seen
+            if pod.account is not None
+        ]
+        refused: frozenset[UUID] = frozenset()
+        if looks:
+            with metrics.SETTLE_SECONDS.time():
+                outcome = self._store.settle(looks, self._clock())
+            refused = outcome.refused
+            for quality in Quality:
+                metrics.INTERVALS_SETTLED.labels(quality).inc(
+                    outcome.closed.get(quality, 0)
+                )
+        self._note_refused(seen, refused)
+        self._note_unbillable(seen)
+        self._feed.forget_gone(
+            pod.uid for pod, sight in seen if sight.fate is Fate.GONE
+        )
+        self._release(
+            [
+                pod
+                for pod, sight in seen
+                if may_release(pod, sight)
+                and (pod.uid not in refused or pod.force_settle)
+            ]
+        )
+        self._recheck(pod for pod, sight in seen if not may_release(pod, sight))
+
+    def _release(self, pods: Sequence[Pod]) -> None:
+        results = self._cluster.release(pods)
+        done = [pod for pod in pods if results[pod.uid] is Release.DONE]
+        self._feed.expect_gone(pod.uid for pod in done)
+        for pod in pods:
+            if results[pod.uid] is not Release.DONE:
+                self._later(pod.uid, RETRY_SECONDS)
+        metrics.PODS_RELEASED.inc(len(done))
+        if settled := [(pod.account.tenant_id, pod.uid) for pod in done if pod.account]:
+            self._store.mark_settled(settled, self._clock())
+        if done:
+            log.info("Released pods", count=len(done))
+
+    def _look(self, pod: Pod, fate: Fate, taken: Taken) -> tuple[Pod, Sight]:
+        """Ask after the node of a pod whose end is overdue."""
+        if (
+            fate is Fate.PRESENT
+            and pod.node is not None
+            and is_suspect(pod, taken.heard_at)
+        ):
+            node = self._cluster.node(pod.node)
+            if pod.lost if node is None else is_lost(node):
+                seen_at = self._cluster.node_seen_at(pod.node)
+                log.warning("Lost the node of a pod", pod=pod.key, node=pod.node)
+                sight = Sight(
+                    at=taken.heard_at, fate=Fate.NODE_LOST, node_seen_at=seen_at
+                )
+                return pod, sight
+        return pod, Sight(at=taken.heard_at, fate=fate)
+
+    def _sweep(self) -> None:
+        """Settle pods that vanished while nobody watched."""
+        absent = [
+            p for p in self._store.unsettled_pods() if not self._feed.knows(p.pod_uid)
+        ]
+        tenants = {pod.pod_uid: pod.tenant_id for pod in absent}
+        keys = [(pod.namespace, pod.name, pod.pod_uid) for pod in absent]
+        for batch in _batches(keys):
+            self.moved_at = time.monotonic()
+            gone = [(tenants[uid], uid) for uid in self._cluster.vanished(batch)]
+            closed = self._store.close_vanished(gone, self._clock()) if gone else 0
+            metrics.INTERVALS_SETTLED.labels(Quality.BOUNDED).inc(closed)
+            if closed:
+                log.warning(
+                    "Closed runs of vanished pods", pods=len(gone), intervals=closed
+                )
+
+    def _beat(self, seen_at: datetime) -> None:
+        now = time.monotonic()
+        if self._complete_until is None:
+            return
+        if now - self._beat_at >= HEARTBEAT_SECONDS:
+            running = [pod for pod in self._feed.pods() if pod.running]
+            self._store.beat(running, seen_at, self._complete_until, self._clock())
+            self._beat_at = self._marked_at = now
+        elif now - self._marked_at >= WATERMARK_SECONDS:
+            self._store.advance_watermark(self._complete_until, self._clock())
+            self._marked_at = now
+        metrics.WATERMARK.set(self._complete_until.timestamp())
+
+    def _note_refused(
+        self, seen: Sequence[tuple[Pod, Sight]], refused: frozenset[UUID]
+    ) -> None:
+        for pod, _ in seen:
+            if pod.uid not in refused:
+                self._refused.discard(pod.uid)
+                continue
+            if pod.uid not in self._refused:
+                log.error(
+                    "Postgres refused the intervals of a pod",
+                    pod=pod.key,
+                    uid=str(pod.uid),
+                )
+            self._refused.add(pod.uid)
+            self._later(pod.uid, REFUSED_RETRY_SECONDS)
+
+    def _note_unbillable(self, seen: Sequence[tuple[Pod, Sight]]) -> None:
+        for pod, sight in seen:
+            if sight.fate is Fate.GONE:
+                self._unbillable.discard(pod.uid)
+            elif pod.account is None and pod.uid not in self._unbillable:
+                self._unbillable.add(pod.uid)
+                log.error(
+                    "Found a pod that no tenant pays for", pod=pod.key, uid=str(pod.uid)
+                )
+
+    def _recheck(self, pods: Iterable[Pod]) -> None:
+        heard_at = self._feed.heard_at
+        for pod in pods:
+            after = recheck_after(pod, heard_at) if heard_at else None
+            if after is not None:
+                self._later(pod.uid, after.total_seconds())
+
+    def _later(self, uid: UUID, seconds: float) -> None:
+        self._due[uid] = time.monotonic() + seconds * random.uniform(1.0, 1.5)
+
+    def _put_back_due(self) -> None:
+        now = time.monotonic()
+        ready = [uid for uid, at in self._due.items() if at <= now]
+        for uid in ready:
+            del self._due[uid]
+        self._feed.put_back(ready)
+
+    def _idle_seconds(self) -> float:
+        first = min(self._due.values(), default=float("inf"))
+        return min(IDLE_SECONDS, max(0.0, first - time.monotonic()))
+
+    def _count(self) -> None:
+        waiting = [
+            p for p in self._feed.pods() if p.deletion_at and p.finalizer is not None
+        ]
+        metrics.PODS_AWAITING_SETTLEMENT.set(len(waiting))
+        metrics.PODS_UNBILLABLE.set(len(self._unbillable))
+        metrics.PODS_REFUSED.set(len(self._refused))
+
+
+def run(
+    database_url: str,
+    kubeconfig: str | None,
+    health_port: int | None,
+    stop: threading.Event,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """Meter pods until `stop` is set, then finish the batch at hand and return.
+
+    Args:
+        database_url: Postgres, as libpq reads it.
+        kubeconfig: Path; None for the pod's own service account.
+        health_port: Port of /livez, /readyz and /metrics; None serves none.
+        stop: Set by the caller's signal handler.
+        clock: Current time in UTC.
+    """
+    api = open_client(kubeconfig)
+    feed = PodFeed(client.CoreV1Api(api), clock, RESYNC_SECONDS)
+    cluster = Cluster(client.CoreV1Api(api), client.CoordinationV1Api(api))
+    pool = open_pool(database_url, max_size=2)
+    metering = Metering(feed, MeteringStore(pool), cluster, clock)
+    health = serve_health(health_port, metering) if health_port is not None else None
+    following = threading.Thread(
+        target=feed.follow, args=[stop], name="feed", daemon=True
+    )
+    following.start()
+    threading.Thread(
+        target=_interrupt, args=[feed, stop], name="stop", daemon=True
+    ).start()
+    try:
+        metering.run(stop)
+    finally:
+        stop.set()
+        cluster.close()
+        if health is not None:
+            health.shutdown()
+        pool.close(timeout=1)
+    log.info("Stopped metering")
+
+
+def _interrupt(feed: PodFeed, stop: threading.Event) -> None:
+    stop.wait()
+    feed.interrupt()
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), BATCH_SIZE):
+        yield items[start : start + BATCH_SIZE]

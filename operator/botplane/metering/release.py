@@ -1,0 +1,141 @@
+"""The few calls that metering makes on single objects: let a pod go, and ask about its node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from kubernetes import client
+
+from botplane.api import labels
+from botplane.errors import Retryable
+from botplane.metering import metrics
+from botplane.metering.calls import CONCURRENT_CALLS, call
+from botplane.metering.evidence import Json, Pod
+
+TIMEOUT_SECONDS: Final = (3, 10)
+LEASE_NAMESPACE: Final = "kube-node-lease"
+
+log = structlog.get_logger()
+
+
+class Release(StrEnum):
+    """What became of a pod that was to be released."""
+
+    DONE = "done"
+    CHANGED = "changed"
+    UNANSWERED = "unanswered"
+
+
+class Cluster:
+    """Single-object calls to the API server, up to eight at once."""
+
+    def __init__(
+        self, core: client.CoreV1Api, leases: client.CoordinationV1Api
+    ) -> None:
+        self._core = core
+        self._leases = leases
+        self._calls = ThreadPoolExecutor(CONCURRENT_CALLS, thread_name_prefix="release")
+
+    def release(self, pods: Sequence[Pod]) -> dict[UUID, Release]:
+        """Remove our finalizer from pods; a pod that is gone already counts as done.
+
+        After a call that was not answered the rest is left for later, so that an API server
+        that is away costs one timeout and not one for every pod.
+        """
+        answered = [True]
+
+        def release_one(pod: Pod) -> tuple[UUID, Release]:
+            if not answered[0]:
+                return pod.uid, Release.UNANSWERED
+            result = self._release(pod)
+            if result is Release.UNANSWERED:
+                answered[0] = False
+            return pod.uid, result
+
+        return dict(self._calls.map(release_one, pods))
+
+    def vanished(self, pods: Sequence[tuple[str, str, UUID]]) -> list[UUID]:
+        """Return which of the pods (namespace, name, uid) no longer exist.
+
+        A pod of which the API server does not say so counts as existing.
+        """
+
+        def is_gone(pod: tuple[str, str, UUID]) -> bool:
+            namespace, name, uid = pod
+            found = self._get("pod", self._core.read_namespaced_pod, name, namespace)
+            if found is None:
+                return False
+            return not found or found["metadata"]["uid"] != str(uid)
+
+        gone = self._calls.map(is_gone, pods)
+        return [pod[2] for pod, is_it in zip(pods, gone, strict=True) if is_it]
+
+    def node(self, name: str) -> Json | None:
+        """Return a Node; an empty object when there is none, None when nobody can tell."""
+        return self._get("node", self._core.read_node, name)
+
+    def node_seen_at(self, name: str) -> datetime | None:
+        """Return when the kubelet of a node last renewed its Lease."""
+        lease = self._get(
+            "lease", self._leases.read_namespaced_lease, name, LEASE_NAMESPACE
+        )
+        renewed = ((lease or {}).get("spec") or {}).get("renewTime")
+        return (
+            datetime.fromisoformat(renewed).replace(microsecond=0) if renewed else None
+        )
+
+    def close(self) -> None:
+        """Give up calls that have not begun."""
+        self._calls.shutdown(wait=False, cancel_futures=True)
+
+    def _release(self, pod: Pod) -> Release:
+        path = f"/metadata/finalizers/{pod.finalizer}"
+        patch = [
+            {"op": "test", "path": "/metadata/uid", "value": str(pod.uid)},
+            {"op": "test", "path": path, "value": labels.METERING_FINALIZER},
+            {"op": "remove", "path": path},
+        ]
+        try:
+            reply = call(
+                self._core.patch_namespaced_pod,
+                pod.name,
+                pod.namespace,
+                patch,
+                timeout=TIMEOUT_SECONDS,
+            )
+        except Retryable as error:
+            metrics.API_ERRORS.labels("release").inc()
+            log.warning("Could not release a pod", pod=pod.key, error=error.message)
+            return Release.UNANSWERED
+        return self._verdict(pod, reply.status)
+
+    def _verdict(self, pod: Pod, status: int) -> Release:
+        if status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
+            return Release.DONE
+        if status in (HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.CONFLICT):
+            return Release.CHANGED
+        metrics.API_ERRORS.labels("release").inc()
+        log.warning("Could not release a pod", pod=pod.key, status=status)
+        return Release.UNANSWERED
+
+    def _get(self, kind: str, method: Callable[..., Any], *args: str) -> Json | None:
+        try:
+            reply = call(method, *args, timeout=TIMEOUT_SECONDS)
+        except Retryable:
+            metrics.API_ERRORS.labels(f"get_{kind}").inc()
+            return None
+        if reply.status == HTTPStatus.NOT_FOUND:
+            return {}
+        if reply.status != HTTPStatus.OK:
+            metrics.API_ERRORS.labels(f"get_{kind}").inc()
+            return None
+        document: Json = json.loads(reply.body)
+        return document
