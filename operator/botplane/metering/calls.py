@@ -5,6 +5,7 @@ The client's models are never built: what comes back is JSON, read only where it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -63,12 +64,12 @@ def open_client(kubeconfig: str | None) -> client.ApiClient:
     """Return a client of the API server.
 
     Args:
-        kubeconfig: Path; None for the pod's own service account.
+        kubeconfig: Path; None takes `KUBECONFIG`, or else the pod's own service account.
     """
     settings = client.Configuration()
     from_pod: Callable[..., None] = config.load_incluster_config
     from_file: Callable[..., None] = config.load_kube_config
-    if kubeconfig is None:
+    if kubeconfig is None and "KUBECONFIG" not in os.environ:
         from_pod(client_configuration=settings)
     else:
         from_file(kubeconfig, client_configuration=settings)

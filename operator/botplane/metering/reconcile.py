@@ -290,7 +290,7 @@ def run(
 
     Args:
         database_url: Postgres, as libpq reads it.
-        kubeconfig: Path; None for the pod's own service account.
+        kubeconfig: Path; None takes `KUBECONFIG`, or else the pod's own service account.
         health_port: Port of /livez, /readyz and /metrics; None serves none.
         stop: Set by the caller's signal handler.
         clock: Current time in UTC.

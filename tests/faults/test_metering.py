@@ -1,0 +1,298 @@
+"""Metering on a real control plane and a real Postgres, while both and itself are killed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from botplane.store.migrate import migrate
+
+from tests.faults.metering_world import (
+    Plan,
+    Recorder,
+    World,
+    billed,
+    make_pods,
+    metering,
+    path_of,
+    seconds,
+    sql,
+)
+from tests.faults.pgproxy import PostgresProxy
+from tests.support.controlplane.cluster import Cluster
+from tests.support.controlplane.postgres import Postgres
+from tests.support.controlplane.waiting import until
+
+PODS, TENANTS, KILLS = 500, 5, 5
+START, END = "2026-10-01T00:00:00Z", "2026-10-01T01:00:00Z"
+BY_ITSELF = {"started-at": START, "finished-at": END}
+WHEN_DELETED = {"started-at": START, "killed-at": END}
+
+
+@pytest.fixture
+def world(control_plane: Cluster) -> Iterator[World]:
+    world = World(control_plane)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def usage(database: str) -> str:
+    migrate(database)
+    return database
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "metering.log"
+
+
+def test_500_pods_are_billed_to_the_second_while_metering_is_killed(
+    world: World, usage: str, log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dice = random.Random(20261124)
+    recorder = Recorder(world.kube)
+    tenants = [world.tenant() for _ in range(TENANTS)]
+    began = time.monotonic()
+    with metering(world.cluster, usage, log):
+        plans = make_pods(world, tenants, PODS, dice)
+    uids = {plan.uid for plan in plans}
+    deleting = threading.Thread(target=_delete_all, args=[world, recorder, plans])
+    deleting.start()
+
+    for kill in range(KILLS):
+        with metering(world.cluster, usage, log):
+            _pass_time(dice.uniform(2, 8))
+        if kill == KILLS // 2:
+            _pass_time(20)
+    with metering(world.cluster, usage, log):
+        deleting.join()
+        until(lambda: world.left() == 0, within=60, what="all pods released")
+    took = time.monotonic() - began
+
+    truth = {(plan.uid, *span) for plan in plans for span in plan.spans}
+    assert recorder.spans(uids) == truth
+    found = billed(usage, uids)
+    inexact = sql(
+        usage,
+        "SELECT pod_uid FROM runtime_interval WHERE close_quality IS DISTINCT FROM 'exact'",
+    )
+    rows = sql(
+        usage,
+        "SELECT count(*), count(DISTINCT (pod_uid, restart)) FROM runtime_interval",
+    )
+    with capsys.disabled():
+        print(
+            f"\n{len(plans)} pods, {len(truth)} runs, {seconds(truth)} s true, "
+            f"{seconds(found)} s billed, difference {seconds(found) - seconds(truth)} s; "
+            f"{rows[0][0] - rows[0][1]} rows twice, {world.left()} pods left, "
+            f"{len(inexact)} inexact, {KILLS + 1} kills in {took:.0f} s"
+        )
+    assert found == truth
+    assert rows[0][0] == rows[0][1] == len(truth)
+    assert inexact == []
+    recorder.close()
+
+
+def test_a_killed_postgres_and_lost_commit_answers_lose_nothing(
+    world: World, usage: str, postgres: Postgres, log: Path
+) -> None:
+    dice = random.Random(7)
+    recorder = Recorder(world.kube)
+    proxy = PostgresProxy(usage)
+    tenants = [world.tenant()]
+    with metering(world.cluster, proxy.url, log):
+        plans = make_pods(world, tenants, 60, dice)
+        deleting = threading.Thread(target=_delete_all, args=[world, recorder, plans])
+        deleting.start()
+        for _ in range(2):
+            _pass_time(4)
+            proxy.cut_commits = 3
+            _pass_time(4)
+            postgres.kill9()
+            _pass_time(4)
+            postgres.restart()
+        deleting.join()
+        until(lambda: world.left() == 0, within=60, what="all pods released")
+
+    assert proxy.cuts >= 2
+    assert billed(usage, {p.uid for p in plans}) == {
+        (p.uid, *s) for p in plans for s in p.spans
+    }
+    recorder.close()
+    proxy.close()
+
+
+def test_no_pod_goes_while_postgres_is_down(
+    world: World, usage: str, postgres: Postgres, log: Path
+) -> None:
+    tenant = world.tenant()
+    pod = world.running(world.pod(tenant, annotations=WHEN_DELETED))
+    with metering(world.cluster, usage, log):
+        until(lambda: sql(usage, "SELECT 1 FROM pod"), within=20, what="pod known")
+        postgres.kill9()
+        world.delete(pod)
+        _pass_time(5)
+        still_there = world.kube.send("GET", path_of(pod))
+        postgres.restart()
+        world.gone(pod)
+
+    assert still_there["metadata"]["finalizers"] == ["botplane.io/metering"]
+    assert billed(usage, {pod["metadata"]["uid"]}) == {
+        (pod["metadata"]["uid"], 0, START, END)
+    }
+
+
+def test_two_meterings_at_once_bill_once(world: World, usage: str, log: Path) -> None:
+    dice = random.Random(9)
+    recorder = Recorder(world.kube)
+    tenants = [world.tenant()]
+    with metering(world.cluster, usage, log), metering(world.cluster, usage, log):
+        plans = make_pods(world, tenants, 80, dice)
+        _delete_all(world, recorder, plans)
+        until(lambda: world.left() == 0, within=60, what="all pods released")
+
+    assert billed(usage, {p.uid for p in plans}) == {
+        (p.uid, *s) for p in plans for s in p.spans
+    }
+    recorder.close()
+
+
+def test_a_namespace_goes_after_its_terminating_pods_are_billed(
+    world: World, usage: str, log: Path
+) -> None:
+    tenant = world.tenant()
+    pods = [world.pod(tenant, annotations=WHEN_DELETED) for _ in range(10)]
+    for pod in pods:
+        world.running(pod)
+    path = f"/api/v1/namespaces/{tenant.namespace}"
+    world.kube.send("DELETE", path)
+
+    with metering(world.cluster, usage, log):
+        until(
+            lambda: world.kube.send("GET", path) is None,
+            within=60,
+            what="namespace gone",
+        )
+
+    uids = {pod["metadata"]["uid"] for pod in pods}
+    assert billed(usage, uids) == {(uid, 0, START, END) for uid in uids}
+    world.tenants.clear()
+
+
+def test_a_pod_deleted_by_force_is_billed_by_its_own_end(
+    world: World, usage: str, log: Path
+) -> None:
+    pod = world.running(world.pod(world.tenant(), annotations=WHEN_DELETED))
+    with metering(world.cluster, usage, log):
+        world.delete(pod, gracePeriodSeconds=0)
+        world.gone(pod)
+
+    assert billed(usage, {pod["metadata"]["uid"]}) == {
+        (pod["metadata"]["uid"], 0, START, END)
+    }
+
+
+def test_a_pod_freed_by_hand_while_metering_watches_is_exact_and_settled(
+    world: World, usage: str, log: Path
+) -> None:
+    pod = world.running(world.pod(world.tenant(), annotations=WHEN_DELETED))
+    uid = pod["metadata"]["uid"]
+    with metering(world.cluster, usage, log):
+        until(lambda: sql(usage, "SELECT 1 FROM pod"), within=20, what="pod known")
+        world.kube.patch(path_of(pod), {"metadata": {"finalizers": None}})
+        world.delete(pod)
+        world.gone(pod)
+        settled = "SELECT 1 FROM pod WHERE settled_at IS NOT NULL"
+        until(lambda: sql(usage, settled), within=20, what="pod settled")
+
+    assert billed(usage, {uid}) == {(uid, 0, START, END)}
+
+
+def test_a_pod_freed_by_hand_while_metering_is_dead_is_bounded_by_when_it_was_last_seen(
+    world: World, usage: str, log: Path
+) -> None:
+    pod = world.running(world.pod(world.tenant()))
+    with metering(world.cluster, usage, log):
+        until(
+            lambda: sql(usage, "SELECT 1 FROM runtime_interval"),
+            within=20,
+            what="run known",
+        )
+    _pass_time(3)
+    world.kube.patch(path_of(pod), {"metadata": {"finalizers": None}})
+    world.delete(pod)
+    world.gone(pod)
+    ended = time.time()
+
+    with metering(world.cluster, usage, log):
+        closed = "SELECT close_quality FROM runtime_interval WHERE ended_at IS NOT NULL"
+        until(lambda: sql(usage, closed), within=20, what="run closed")
+
+    ((start, end, reason, quality, settled),) = sql(
+        usage,
+        """SELECT i.started_at, i.ended_at, close_reason, close_quality, settled_at IS NOT NULL
+           FROM runtime_interval i JOIN pod USING (pod_uid)""",
+    )
+    assert (reason, quality, settled) == ("pod_gone", "bounded", True)
+    assert start <= end
+    assert ended - 60 < end.timestamp() <= ended
+
+
+def test_a_pod_that_never_started_is_released_and_not_billed(
+    world: World, usage: str, log: Path
+) -> None:
+    tenant = world.tenant()
+    unscheduled = world.pod(tenant, spec={"nodeName": None, "schedulerName": "nobody"})
+    unstarted = world.pod(tenant, annotations={"run-delay": "600s"})
+    with metering(world.cluster, usage, log):
+        for pod in (unscheduled, unstarted):
+            world.delete(pod)
+            world.gone(pod)
+
+    assert sql(usage, "SELECT * FROM runtime_interval") == []
+
+
+def test_a_pod_that_nobody_pays_for_is_released_and_not_billed(
+    world: World, usage: str, log: Path
+) -> None:
+    foreign = {"botplane.io/tenant": "somebody-else"}
+    pod = world.running(
+        world.pod(world.tenant(), annotations=BY_ITSELF, labels=foreign)
+    )
+    with metering(world.cluster, usage, log):
+        world.delete(pod)
+        world.gone(pod)
+
+    assert sql(usage, "SELECT * FROM runtime_interval") == []
+    assert log.read_text().count("no tenant pays for") == 1
+
+
+def test_a_stopped_metering_ends_cleanly_and_at_once(
+    world: World, usage: str, log: Path
+) -> None:
+    with metering(world.cluster, usage, log) as process:
+        marked = "SELECT 1 FROM source_watermark WHERE source = 'metering'"
+        until(lambda: sql(usage, marked), within=20, what="watermark")
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(timeout=5) == 0
+
+
+def _delete_all(world: World, recorder: Recorder, plans: list[Plan]) -> None:
+    """Delete each pod when its time has come and its last run has begun."""
+    began = time.monotonic()
+    for plan in sorted(plans, key=lambda plan: plan.deleted_after):
+        _pass_time(began + plan.deleted_after - time.monotonic())
+        recorder.wait_for_last_run(plan)
+        world.delete(plan)
+
+
+def _pass_time(seconds: float) -> None:
+    """Let the world go on for a while: the faults are spread over time."""
+    threading.Event().wait(max(0.0, seconds))
