@@ -232,6 +232,21 @@ def test_a_rollout_leaves_the_metered_pods_behind(pods: Pods) -> None:
         pods.release(name)
 
 
+def test_pods_created_while_the_nodes_are_dead_run_when_they_are_back(
+    control_plane: Cluster, pods: Pods
+) -> None:
+    if control_plane.kind != "embedded":
+        pytest.skip("the nodes are not ours to kill")
+    control_plane.kill9("kwok")
+    name = pods.create()
+    path = f"{pods.path}/{name}"
+    until(lambda: pods.api.get(path)["spec"].get("nodeName"), within=10, what="scheduled")
+
+    control_plane.restart("kwok")
+
+    pods.when(name, "Running")
+
+
 def test_the_operator_may_do_nothing_before_it_is_given_rights(control_plane: Cluster) -> None:
     with pytest.raises(urllib.error.HTTPError, match="403"):
         control_plane.api("operator").create(

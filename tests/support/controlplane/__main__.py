@@ -19,6 +19,7 @@ from tests.support.controlplane import (
     postgres,
     processes,
     toolchain,
+    waiting,
     watchdog,
 )
 from tests.support.controlplane.embedded import Say
@@ -30,6 +31,7 @@ FAILURES = (
     toolchain.NoToolchainError,
     cluster.NoClusterError,
     processes.ProgramFailedError,
+    waiting.NotInTimeError,
 )
 
 
@@ -44,6 +46,8 @@ def main() -> int:
     except FAILURES as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def build(_state: Path) -> int:
@@ -67,8 +71,7 @@ def down(state: Path) -> int:
     """End everything that `up` started, and remove its data."""
     started = time.monotonic()
     with _alone(state):
-        if os.environ.get("CLUSTER") == "kind":
-            cluster.start(state).stop()
+        cluster.stop(state)
         watchdog.end_all(state)
     print(f"down after {time.monotonic() - started:.1f} s")
     return 0

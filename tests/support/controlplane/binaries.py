@@ -138,7 +138,9 @@ def _draft(folder: Path) -> Iterator[Path]:
 
 def _build(module: Module, chosen: toolchain.Toolchain, folder: Path) -> None:
     go = toolchain.installed(chosen)
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    # Whatever Go settings the user has for other projects would change or break the build.
+    kept = {key: value for key, value in os.environ.items() if key not in {"GOROOT", "GOFLAGS"}}
+    environment = {**kept, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
     command = [str(go), "build", "-trimpath", "-buildvcs=false", "-ldflags", module.ldflags]
     with _draft(folder) as draft:
         # A lone package may not be called like its program, so only then is the file named.

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +25,6 @@ class NoClusterError(Exception):
     """The cluster that `CLUSTER` asks for cannot be had here."""
 
 
-def _nothing() -> None:
-    """A cluster that we did not start is not ours to stop."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """Access to a cluster, once per identity: admin, operator, metering."""
@@ -37,12 +33,11 @@ class Cluster:
     server: str
     ca: Path
     kubeconfigs: Mapping[str, Path]
-    tokens: Mapping[str, str]
+    tokens: Mapping[str, str] = field(repr=False)
     kubectl: Path
     helm: Path
     state: Path
     audit_log: Path | None = None
-    end: Callable[[], None] = field(default=_nothing, repr=False)
 
     def api(self, identity: str = "admin") -> Api:
         """Return plain HTTP access; in a cluster that is not ours `admin` has no token."""
@@ -50,7 +45,8 @@ class Cluster:
 
     def stop(self) -> None:
         """End the cluster if it is ours."""
-        self.end()
+        if self.kind != "current":
+            stop(self.state)
 
     def kill9(self, program: str) -> None:
         """Kill one program of the embedded control plane, as a fault."""
@@ -74,6 +70,13 @@ def start(state: Path, say: Say = quiet) -> Cluster:
     return starters[kind](state, say)
 
 
+def stop(state: Path) -> None:
+    """End our own control plane; with `CLUSTER=kind` delete the kind cluster as well."""
+    if os.environ.get("CLUSTER") == "kind":
+        _output("kind", "delete", "cluster", "--name", KIND_CLUSTER)
+    embedded.stop(state)
+
+
 def _embedded(state: Path, say: Say) -> Cluster:
     layout = embedded.start(state, say)
     tokens = identities.ensure_tokens(layout.credentials)
@@ -88,7 +91,6 @@ def _embedded(state: Path, say: Say) -> Cluster:
         helm=layout.binaries["helm"],
         state=state,
         audit_log=layout.audit_log,
-        end=lambda: embedded.stop(state),
     )
 
 
@@ -101,7 +103,7 @@ def _kind(state: Path, say: Say) -> Cluster:
         _output("kind", "create", "cluster", "--name", KIND_CLUSTER, "--wait", "120s")
     admin = _private(state / "admin.kubeconfig")
     admin.write_text(_output("kind", "get", "kubeconfig", "--name", KIND_CLUSTER))
-    return _foreign("kind", state, admin, _delete_kind_cluster)
+    return _foreign("kind", state, admin)
 
 
 def _current(state: Path, say: Say) -> Cluster:
@@ -109,10 +111,10 @@ def _current(state: Path, say: Say) -> Cluster:
     admin = _private(state / "admin.kubeconfig")
     admin.write_text(_output(str(kubectl), "config", "view", "--minify", "--flatten", "--raw"))
     say("using the current kubeconfig")
-    return _foreign("current", state, admin, _nothing)
+    return _foreign("current", state, admin)
 
 
-def _foreign(kind: str, state: Path, admin: Path, end: Callable[[], None]) -> Cluster:
+def _foreign(kind: str, state: Path, admin: Path) -> Cluster:
     """Give the operator and metering tokens of their service accounts in a foreign cluster."""
     tools = binaries.tools()
     kubectl = [str(tools["kubectl"]), f"--kubeconfig={admin}"]
@@ -148,7 +150,6 @@ def _foreign(kind: str, state: Path, admin: Path, end: Callable[[], None]) -> Cl
         kubectl=tools["kubectl"],
         helm=tools["helm"],
         state=state,
-        end=end,
     )
 
 
@@ -183,7 +184,3 @@ def _output(*command: str, text: str | None = None) -> str:
     if done.returncode != 0:
         raise NoClusterError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
-
-
-def _delete_kind_cluster() -> None:
-    _output("kind", "delete", "cluster", "--name", KIND_CLUSTER)

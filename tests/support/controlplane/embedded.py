@@ -17,6 +17,8 @@ from tests.support.controlplane.paths import HERE
 from tests.support.controlplane.ports import kept_ports
 from tests.support.controlplane.waiting import until
 
+PORTS = "ports.json"
+
 Say = Callable[[str], None]
 
 
@@ -35,8 +37,10 @@ def start(state: Path, say: Say = quiet) -> Layout:
     if is_healthy(layout):
         say("control plane is up already")
         return layout
-    if not all(processes.is_running(state, name) for name in (ETCD, API_SERVER)):
-        stop(state, keep_data=True)
+    if not processes.is_running(state, ETCD):
+        # Data that was not forced to the disk may be broken after a crash of the machine.
+        stop(state)
+        layout = _layout(state)
     with _step("credentials", say):
         identities.ensure_tokens(layout.credentials)
         identities.ensure_signing_key(layout.credentials)
@@ -51,16 +55,16 @@ def start(state: Path, say: Say = quiet) -> Layout:
     return layout
 
 
-def stop(state: Path, *, keep_data: bool = False) -> None:
-    """End everything that runs from a state folder; remove its data unless told otherwise."""
-    # Those that act go first, so that nothing complains about a server that is gone.
-    processes.stop(state, LOOPS, within=3)
-    # The API server would wait for its watchers, and etcd's data is thrown away anyway.
-    processes.stop(state, (API_SERVER,), within=2 if keep_data else 0.5)
-    processes.stop(state, (ETCD,), within=5 if keep_data else 0.5)
-    if not keep_data:
-        shutil.rmtree(state / "etcd", ignore_errors=True)
-        (state / "audit.log").unlink(missing_ok=True)
+def stop(state: Path) -> None:
+    """End everything that runs from a state folder and remove its data, but not its logs."""
+    # Those that act go first, so that nothing complains about a server that is gone. The API
+    # server would wait for its watchers, which nobody needs any more.
+    for names, seconds in ((LOOPS, 3.0), ((API_SERVER,), 0.5), ((ETCD,), 0.5)):
+        processes.stop(state, names, within=seconds)
+    for data in ("etcd", "credentials"):
+        shutil.rmtree(state / data, ignore_errors=True)
+    for file in (PORTS, "audit.log", *(f"{who.name}.kubeconfig" for who in identities.CLIENTS)):
+        (state / file).unlink(missing_ok=True)
 
 
 def is_healthy(layout: Layout) -> bool:
@@ -83,7 +87,7 @@ def kubeconfig(layout: Layout, name: str) -> Path:
 
 
 def _layout(state: Path) -> Layout:
-    ports = kept_ports(state / "ports.json", "api", "etcd", "etcd-peer")
+    ports = kept_ports(state / PORTS, "api", "etcd", "etcd-peer")
     return Layout(state=state, ports=ports, binaries=binaries.build())
 
 

