@@ -51,8 +51,15 @@ def _convert(node: dict[str, Any], defs: dict[str, Any], path: str) -> dict[str,
     if node.get("type") == "array":
         if "maxItems" not in node or "x-kubernetes-list-type" not in node:
             raise NotStructuralError(f"{path}: a list needs maxItems and x-kubernetes-list-type")
-        out["items"] = _convert(node["items"], defs, f"{path}[]")
+        out["items"] = _without_defaults(_convert(node["items"], defs, f"{path}[]"))
     return out
+
+
+def _without_defaults(node: Any) -> Any:
+    """Drop defaults inside list items: filled in by the API server, Git tools show them as drift."""
+    if isinstance(node, dict):
+        return {k: _without_defaults(v) for k, v in node.items() if k != "default"}
+    return node
 
 
 def _convert_object(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -34,6 +34,15 @@ class Quantity(str):
         digits = self.rstrip("mkMGTPKi")
         return Decimal(digits) * _QUANTITY_FACTORS[self[len(digits) :]]
 
+    @property
+    def canonical(self) -> str:
+        """The quantity as the API server stores it, so that a manifest compares equal later."""
+        return _canonical(self.value, binary=self.endswith("i"))
+
+    def times(self, factor: int) -> str:
+        """Return a multiple of the quantity, as the API server stores it."""
+        return _canonical(self.value * factor, binary=self.endswith("i"))
+
     @classmethod
     def __get_pydantic_core_schema__(
         cls, _source: type[Any], _handler: GetCoreSchemaHandler
@@ -60,6 +69,18 @@ class Quantity(str):
             "maxLength": 24,
             "x-kubernetes-int-or-string": True,
         }
+
+
+def _canonical(value: Decimal, *, binary: bool) -> str:
+    """Return the shortest whole number with a suffix of the same family; rounds up to 1/1000."""
+    if value == 0:
+        return "0"
+    for suffix, factor in reversed(_QUANTITY_FACTORS.items()):
+        if suffix.endswith("i") == binary and suffix != "m" and value % factor == 0:
+            return f"{int(value / factor)}{suffix}"
+    if value == value.to_integral_value():
+        return str(int(value))
+    return f"{int((value * 1000).to_integral_value(ROUND_CEILING))}m"
 
 
 Money = Annotated[

@@ -70,7 +70,7 @@ class KubeClient:
         accept = METADATA_LIST if metadata_only else "application/json"
         while True:
             page = await self._call("GET", Ref(kind, namespace, ""), accept=accept, query=query)
-            items += page["items"]
+            items += page.get("items") or []
             more = page["metadata"].get("continue")
             if not more:
                 return items

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from botplane.api.labels import APPLIED_HASH, GROUP
+from botplane.api.labels import APPLIED_HASH, FIELD_MANAGER, GROUP
 from botplane.kube.resources import Manifest
 
 SYSTEM_FIELDS = frozenset({"apiVersion", "kind", "metadata", "status"})
@@ -36,18 +36,25 @@ def sealed(manifest: Manifest) -> Manifest:
 def form(observed: Manifest) -> Manifest:
     """Return the part of an observed object that can drift: without status and system metadata.
 
-    Annotations of others are left out: controllers write theirs after each of our writes.
+    Annotations of others are left out: controllers write theirs after each of our writes. Of a
+    Secret the content is never looked at; who else has written it, and when, tells of a change.
     """
     meta = observed["metadata"]
     annotations = meta.get("annotations", {})
-    return {
-        "metadata": {
-            "labels": meta.get("labels", {}),
-            "annotations": {k: v for k, v in annotations.items() if k.startswith(GROUP)},
-            "ownerReferences": meta.get("ownerReferences", []),
-        },
-        **{k: v for k, v in observed.items() if k not in SYSTEM_FIELDS},
+    kept = {
+        "labels": meta.get("labels", {}),
+        "annotations": {k: v for k, v in annotations.items() if k.startswith(GROUP)},
+        "ownerReferences": meta.get("ownerReferences", []),
     }
+    if observed["kind"] == "Secret":
+        return {"metadata": kept, "otherWriters": other_writers(meta)}
+    return {"metadata": kept, **{k: v for k, v in observed.items() if k not in SYSTEM_FIELDS}}
+
+
+def other_writers(meta: dict[str, Any]) -> list[list[str]]:
+    """Return the field managers beside us and the times of their last writes."""
+    entries = (e for e in meta.get("managedFields", ()) if e["manager"] != FIELD_MANAGER)
+    return sorted([e["manager"], e.get("time", "")] for e in entries)
 
 
 def covers(observed: Any, desired: Any) -> bool:
@@ -77,14 +84,9 @@ def _covers_list(observed: Any, desired: list[Any]) -> bool:
 
 
 def holds(observed: Manifest, desired: Manifest) -> bool:
-    """Return whether an observed object is as the sealed manifest says."""
-    wanted = {k: v for k, v in desired.items() if k not in SYSTEM_FIELDS}
+    """Return whether an observed form is as the sealed manifest says."""
     meta = {k: v for k, v in desired["metadata"].items() if k not in {"name", "namespace"}}
-    return covers(observed, {"metadata": meta, **_stored(desired["kind"], wanted)})
-
-
-def _stored(kind: str, wanted: Manifest) -> Manifest:
-    """Return the content as the API server stores it: a Secret's text as base64 data."""
-    if kind != "Secret" or "stringData" not in wanted:
-        return wanted
-    raise ValueError("write a Secret with `data`: `stringData` cannot be compared")
+    if desired["kind"] == "Secret":
+        return covers(observed["metadata"], meta) and not observed["otherWriters"]
+    wanted = {k: v for k, v in desired.items() if k not in SYSTEM_FIELDS}
+    return covers(observed, {"metadata": meta, **wanted})

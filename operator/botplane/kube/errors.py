@@ -36,7 +36,8 @@ def answer_error(status: int, body: bytes, what: str, retry_after: str | None = 
         case HTTPStatus.FORBIDDEN if "is being terminated" in message:
             return Retryable("NamespaceTerminating", message, after_seconds=1)
         case HTTPStatus.FORBIDDEN:
-            return Rejected("Forbidden", f"{what}: {message}")
+            # A role that was bound a moment ago takes effect with a delay.
+            return Retryable("Forbidden", f"{what}: {message}", after_seconds=0.2)
         case HTTPStatus.UNPROCESSABLE_ENTITY | HTTPStatus.BAD_REQUEST:
             return Rejected("InvalidObject", f"{what}: {message}")
         case _:

@@ -12,14 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from botplane.api.labels import BOT, TENANT
+from botplane.api.labels import BOT, TENANT, TENANT_UID
 from botplane.kube.drift import canonical, digest, form, holds
 from botplane.kube.resources import Manifest, Ref, ref_of
 
-STATUS_OF_INTEREST = {
-    "Deployment": ("replicas", "readyReplicas", "updatedReplicas", "observedGeneration", "conditions"),
-    "Namespace": ("phase",),
-}
+WORKLOAD_STATUS = ("replicas", "readyReplicas", "updatedReplicas", "observedGeneration", "conditions")
 
 
 class Key(tuple[str, str, str]):
@@ -47,6 +44,8 @@ class Child:
     """Compressed form, until a pass has judged it."""
     status: dict[str, Any]
     deleting: bool
+    tenant_uid: str
+    """Uid of the Tenant that the object was made for, by its label."""
     version: int
     """The resourceVersion: comparable since Kubernetes 1.35, so older news can be told."""
     settled: str = ""
@@ -127,8 +126,16 @@ class Children:
         child.settled, child.form = wanted, None
         return True
 
-    def difference(self, kind: str, listed: Iterable[Manifest]) -> list[Key]:
-        """Compare with a full list of a kind and return the owners of what a watch had not told."""
+    def difference(
+        self, kind: str, listed: Iterable[Manifest], namespace: str | None = None
+    ) -> list[Key]:
+        """Compare with a full list and return the owners of what was not known yet.
+
+        Args:
+            kind: Kind of the listed objects.
+            listed: All managed objects of that kind, in one namespace or in all.
+            namespace: The namespace that was listed; None for all.
+        """
         found: list[Key] = []
         present = set()
         for observed in listed:
@@ -137,7 +144,7 @@ class Children:
             if owner is not None:
                 found.append(owner)
         for ref in self.refs(kind):
-            if ref not in present:
+            if ref not in present and namespace in (None, ref.namespace):
                 owner = self.forget(ref)
                 if owner is not None:
                     found.append(owner)
@@ -155,17 +162,28 @@ class Children:
 def _child(observed: Manifest) -> Child:
     meta = observed["metadata"]
     text = canonical(form(observed))
-    wanted = STATUS_OF_INTEREST.get(observed["kind"], ())
-    status = {k: v for k, v in (observed.get("status") or {}).items() if k in wanted}
     return Child(
         uid=meta["uid"],
         owner=owner_of(observed),
         form_hash=digest(form(observed)),
         form=zlib.compress(text, 1),
-        status=status,
+        status=_status(observed),
         deleting="deletionTimestamp" in meta,
+        tenant_uid=meta.get("labels", {}).get(TENANT_UID, ""),
         version=int(meta["resourceVersion"]),
     )
+
+
+def _status(observed: Manifest) -> dict[str, Any]:
+    """Return what passes need to know of a child's status."""
+    status = observed.get("status") or {}
+    if observed["kind"] == "Deployment":
+        return {k: v for k, v in status.items() if k in WORKLOAD_STATUS}
+    if observed["kind"] == "ResourceQuota":
+        # Until its use is computed, a quota refuses everything that it counts.
+        computed = status.get("used", {}).keys() >= observed["spec"].get("hard", {}).keys()
+        return {"computed": computed}
+    return {}
 
 
 def _same(last: Child, child: Child) -> bool:

@@ -7,11 +7,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import aiohttp
 import kopf
 
 from botplane.api.labels import GROUP, MANAGED_BY, MANAGED_BY_VALUE
 from botplane.kube.resources import RESOURCES, Manifest
+from botplane.runtime.connection import Connection
 
 SELECTOR = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
 Note = Callable[[str, Manifest], None]
@@ -40,24 +40,39 @@ class FrontEnd:
         self._child_kinds = tuple(child_kinds)
 
     async def run(
-        self, server: str, session: aiohttp.ClientSession, stop: asyncio.Event
+        self, connection: Connection, stop: asyncio.Event, started: Callable[[], None]
     ) -> None:
-        """Watch until `stop` is set. Returns early only when a watch has failed for good."""
+        """Watch until `stop` is set; raises when a watch has failed for good.
+
+        Args:
+            connection: The API server; kopf closes its session at the end.
+            stop: Set it to end the watches.
+            started: Called once when kopf has set itself up, signal handlers included.
+        """
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
         async def login(**_: Any) -> kopf.AiohttpSession:
-            return kopf.AiohttpSession(server=server, aiohttp_session=session)
+            return kopf.AiohttpSession(
+                server=connection.server, aiohttp_session=connection.session
+            )
 
         for kind in (*self._kinds, *self._child_kinds):
             self._register(registry, kind)
-        await kopf.operator(
-            registry=registry,
-            settings=self._settings(),
-            clusterwide=True,
-            standalone=True,
-            stop_flag=stop,
-        )
+        ready = asyncio.Event()
+        ready_task = asyncio.create_task(ready.wait())
+        ready_task.add_done_callback(lambda task: None if task.cancelled() else started())
+        try:
+            await kopf.operator(
+                registry=registry,
+                settings=self._settings(),
+                clusterwide=True,
+                standalone=True,
+                stop_flag=stop,
+                ready_flag=ready,
+            )
+        finally:
+            ready_task.cancel()
 
     def _register(self, registry: kopf.OperatorRegistry, kind: str) -> None:
         resource = RESOURCES[kind]

@@ -35,6 +35,10 @@ class Objects:
         seen = self._seen.get(key)
         return None if seen is None else json.loads(zlib.decompress(seen.text))
 
+    def uid(self, key: Key) -> str:
+        """Return the uid of a known object."""
+        return self._seen[key].uid
+
     def keys(self, kind: str, namespace: str | None = None) -> list[Key]:
         """Return the keys of a kind, in one namespace or in all."""
         return [k for k in self._seen if k[0] == kind and namespace in (None, k[1])]

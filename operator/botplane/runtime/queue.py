@@ -40,6 +40,11 @@ class WorkQueue(Generic[K]):
         return len(self._since) + len(self._running)
 
     @property
+    def running(self) -> int:
+        """How many passes are under way."""
+        return len(self._running)
+
+    @property
     def oldest_seconds(self) -> float:
         """How long the first ready key has waited."""
         first = next(iter(self._since.values()), None)

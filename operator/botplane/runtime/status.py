@@ -9,8 +9,9 @@ from typing import Any
 import structlog
 
 from botplane.api.conditions import Verdict, merge
+from botplane.errors import Rejected, Retryable
 from botplane.kube.client import KubeClient
-from botplane.kube.errors import NotFoundError
+from botplane.kube.errors import ConflictError, NotFoundError
 from botplane.kube.resources import Manifest
 from botplane.runtime.events import transition_event
 from botplane.runtime.objects import Objects, key_of
@@ -64,5 +65,8 @@ class StatusWriter:
         if last is not None and (last["status"], last["reason"]) == (ready["status"], ready["reason"]):
             return
         log.info("Ready changed", status=ready["status"], reason=ready["reason"], message=ready["message"])
-        event = transition_event(body, ready, self._wall())
-        await self._client.create(event)
+        try:
+            await self._client.create(transition_event(body, ready, self._wall()))
+        except (ConflictError, NotFoundError, Rejected, Retryable) as error:
+            # The condition and the log line say the same; an Event is not worth another pass.
+            log.debug("Event was not written", error=str(error))

@@ -10,6 +10,12 @@ from psycopg_pool import ConnectionPool
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_SECONDS = 300
 _OPTIONS = f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout=30s"
+_KEYWORDS: dict[str, Any] = {
+    "autocommit": True,
+    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "application_name": "botplane",
+    "options": _OPTIONS,
+}
 
 
 def open_pool(
@@ -31,10 +37,10 @@ def open_pool(
         timeout=CONNECT_TIMEOUT_SECONDS,
         check=ConnectionPool.check_connection,
         name="botplane",
-        kwargs={
-            "autocommit": True,
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "application_name": "botplane",
-            "options": _OPTIONS,
-        },
+        kwargs=_KEYWORDS,
     )
+
+
+def connect(database_url: str) -> Connection[tuple[Any, ...]]:
+    """Return one connection like those of the pool, for a command that asks once."""
+    return Connection.connect(database_url, **_KEYWORDS)

@@ -30,11 +30,11 @@ def register_tenant(conn: Connection[Any], account: TenantAccount, now: datetime
             currency is not the plan's, or currency, time zone or anchor day would change.
         Retryable: The plan is not published yet, or Postgres is away.
     """
-    in_use = f"belongs to another tenant that is still open; {account.name} was re-created?"
+    advice = "belongs to another tenant that is still open. Close that one, or choose another."
     verdicts = {
-        "tenant_open_name": Rejected("NameInUse", f"Name {account.name} {in_use}"),
+        "tenant_open_name": Rejected("NameInUse", f"Name {account.name} {advice}"),
         "tenant_open_namespace": Rejected(
-            "NamespaceInUse", f"Namespace {account.namespace} {in_use}"
+            "NamespaceInUse", f"Namespace {account.namespace} {advice}"
         ),
     }
     with translated_errors(verdicts), conn.transaction():

@@ -76,3 +76,14 @@ LEFT JOIN (
     FROM charge(%(tenants)s, %(periods)s, %(now)s) g
     WHERE g.kind <> 'commitment' GROUP BY g.tenant_id
 ) c ON c.tenant_id = k.tenant_id
+
+-- bot_totals --
+-- Running time and share of the usage charges of every bot, for the status of each.
+SELECT u.tenant_id, u.bot_id,
+    COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'bot_seconds'), 0)::bigint AS seconds,
+    COALESCE(sum(c.exact * u.quantity / NULLIF(c.quantity, 0)), 0)::numeric(38, 18) AS cost
+FROM metered(%(tenants)s, %(periods)s, %(now)s) u
+LEFT JOIN charge(%(tenants)s, %(periods)s, %(now)s) c
+    ON c.tenant_id = u.tenant_id AND c.meter = u.meter AND c.starts_at = u.starts_at
+WHERE u.bot_id IS NOT NULL
+GROUP BY u.tenant_id, u.bot_id

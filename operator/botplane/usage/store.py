@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg.rows import class_row
 
@@ -60,6 +60,15 @@ class UsageSummary:
     metered_time: datetime | None
 
 
+class BotTotal(NamedTuple):
+    """What one bot used so far in the period that runs now."""
+
+    seconds: int
+    """Running time of the container `bot`, all replicas together."""
+    cost: Decimal
+    """Unrounded share of the usage charges, in the major unit."""
+
+
 def usage_by_bot(
     conn: Connection[Any], tenant_name: str, period: str | None, now: datetime
 ) -> list[BotUsage]:
@@ -86,8 +95,10 @@ def usage_by_bot(
             return cursor.execute(SQL["usage_by_bot"], names).fetchall()
 
 
-def usage_summaries(conn: Connection[Any], now: datetime) -> dict[UUID, UsageSummary]:
-    """Return where every open tenant stands now, in a fixed number of statements.
+def usage_summaries(
+    conn: Connection[Any], now: datetime
+) -> tuple[dict[UUID, UsageSummary], dict[UUID, BotTotal]]:
+    """Return where every open tenant and its bots stand now, in a fixed number of statements.
 
     Raises:
         Retryable: Postgres is away.
@@ -97,16 +108,15 @@ def usage_summaries(conn: Connection[Any], now: datetime) -> dict[UUID, UsageSum
         conn.execute(SQL["ensure_periods"], {"now": moment})
         current = conn.execute(SQL["current_periods"], {"now": moment}).fetchall()
         watermark = conn.execute(SQL["metered_time"]).fetchone()
-        totals = conn.execute(
-            SQL["usage_totals"],
-            {
-                "tenants": [tenant_id for tenant_id, _, _ in current],
-                "periods": [period for _, period, _ in current],
-                "now": moment,
-            },
-        ).fetchall()
+        scope = {
+            "tenants": [tenant_id for tenant_id, _, _ in current],
+            "periods": [period for _, period, _ in current],
+            "now": moment,
+        }
+        totals = conn.execute(SQL["usage_totals"], scope).fetchall()
+        bots = conn.execute(SQL["bot_totals"], scope).fetchall()
     starts = {tenant_id: starts_at.astimezone(UTC) for tenant_id, _, starts_at in current}
-    return {
+    summaries = {
         tenant_id: UsageSummary(
             period_start=starts[tenant_id],
             bot_seconds=int(bot_seconds),
@@ -116,6 +126,7 @@ def usage_summaries(conn: Connection[Any], now: datetime) -> dict[UUID, UsageSum
         )
         for tenant_id, bot_seconds, rpc_calls, cost in totals
     }
+    return summaries, {bot_id: BotTotal(seconds, cost) for _, bot_id, seconds, cost in bots}
 
 
 def _not_found(tenant_name: str, period: str | None, known: Any) -> Rejected:

@@ -111,6 +111,9 @@ def loops(layout: Layout) -> tuple[Program, ...]:
             # At the default 20 a second, a thousand new namespaces wait half a minute.
             "--kube-api-qps=200",
             "--kube-api-burst=400",
+            # A quota that counts a kind of a new CRD is computed by the first resync after
+            # the kind was discovered; the default is five minutes.
+            "--resource-quota-sync-period=10s",
             "--profiling=false",
         ),
         _program(

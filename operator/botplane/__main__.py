@@ -1,0 +1,5 @@
+"""`python -m botplane` is the command `botplane`."""
+
+from botplane.cli import app
+
+app()

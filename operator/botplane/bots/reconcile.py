@@ -1,0 +1,181 @@
+"""BotDeployment: observe, decide, apply, report. The shell; decisions are in policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from botplane.api import labels as lb
+from botplane.api.bot_deployment import BotDeploymentSpec, Exposure
+from botplane.api.conditions import Finding
+from botplane.api.crd import API_VERSION
+from botplane.bots import manifests, policy
+from botplane.bots.status import Progress, bot_verdicts
+from botplane.bots.templates import Templates
+from botplane.kube.apply import Boundary
+from botplane.kube.errors import NotFoundError
+from botplane.kube.observe import Key
+from botplane.kube.resources import Manifest, Ref
+from botplane.runtime.cluster import Cluster
+from botplane.runtime.controller import Done
+
+KINDS = frozenset(
+    {
+        "ServiceAccount", "ConfigMap", "Secret", "PersistentVolumeClaim", "Deployment", "Service",
+        "HorizontalPodAutoscaler",
+    }
+)  # fmt: skip
+SECRET_POLL_SECONDS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantView:
+    """What a bot needs to know of its tenant."""
+
+    name: str
+    uid: str
+    isolated: bool
+    suspended: bool
+    user_labels: dict[str, str]
+    rights: policy.Rights | None
+    """None while the tenant's plan does not exist."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What this room takes from others: wired by the process."""
+
+    tenant_of: Callable[[str], TenantView | None]
+    """The tenant of a namespace."""
+    usage: Callable[[str], dict[str, Any] | None]
+    """Rounded usage of a bot by its uid."""
+    gateway_url: str
+    master_key: bytes
+
+
+class BotReconciler:
+    """Brings bots to what they declare."""
+
+    def __init__(self, cluster: Cluster, templates: Templates, around: Surroundings) -> None:
+        self._cluster = cluster
+        self._templates = templates
+        self._around = around
+
+    async def __call__(self, key: Key) -> Done:
+        """Do one pass for one bot."""
+        body = self._cluster.objects.get(key)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            # Children go with their owner, pods once their last second is in Postgres.
+            return Done()
+        spec = BotDeploymentSpec.model_validate(body["spec"])
+        tenant = self._around.tenant_of(key[1])
+        progress = self._judge(body, spec, tenant)
+        missing = await self._missing_secrets(key[1], spec)
+        progress.findings += missing
+        if not progress.findings and progress.waiting is None and tenant is not None:
+            await self._apply(key, self._context(body, spec, tenant), progress)
+        progress.workload = self._workload(key)
+        progress.changed |= await self._report(body, spec, tenant, progress)
+        after = SECRET_POLL_SECONDS if missing else None
+        return Done(changed=progress.changed, retry=progress.retry, after_seconds=after)
+
+    def _judge(
+        self, body: Manifest, spec: BotDeploymentSpec, tenant: TenantView | None
+    ) -> Progress:
+        namespace = body["metadata"]["namespace"]
+        if tenant is None:
+            text = f"Namespace {namespace} is not the namespace of a Tenant; create the bot in one"
+            return Progress(findings=[Finding("TenantNotFound", text)])
+        if tenant.rights is None or not tenant.isolated:
+            text = f"Tenant {tenant.name} is not set up yet; kubectl get tenant {tenant.name}"
+            return Progress(waiting=Finding("TenantNotReady", text))
+        facts = policy.Facts(spec=spec, rights=tenant.rights, older=self._older(body, tenant.rights))
+        suspended = "spec.suspend is true" if spec.suspend else ""
+        if tenant.suspended:
+            suspended = f"tenant {tenant.name} is suspended"
+        return Progress(findings=policy.findings(facts), suspended=suspended)
+
+    def _older(self, body: Manifest, rights: policy.Rights) -> list[policy.Share]:
+        """Return what bots declared before this one claim; equal times are told by name."""
+        mine = (body["metadata"]["creationTimestamp"], body["metadata"]["name"])
+        shares = []
+        for key in self._cluster.objects.keys("BotDeployment", body["metadata"]["namespace"]):
+            other = self._cluster.objects.get(key)
+            if other is None or "deletionTimestamp" in other["metadata"]:
+                continue
+            if (other["metadata"]["creationTimestamp"], key[2]) < mine:
+                spec = BotDeploymentSpec.model_validate(other["spec"])
+                shares.append(policy.share(key[2], spec, rights.plan))
+        return shares
+
+    async def _missing_secrets(self, namespace: str, spec: BotDeploymentSpec) -> list[Finding]:
+        """Return the referenced Secrets that do not exist; their content is never fetched."""
+        missing = []
+        for field, reference in (
+            ("apiKeysSecretRef", spec.api_keys_secret_ref),
+            ("walletKeysSecretRef", spec.wallet_keys_secret_ref),
+        ):
+            if reference is None:
+                continue
+            try:
+                ref = Ref("Secret", namespace, reference.name)
+                await self._cluster.client.get(ref, metadata_only=True)
+            except NotFoundError:
+                text = (
+                    f"Secret {reference.name} of spec.{field} does not exist in namespace "
+                    f"{namespace}; create it there"
+                )
+                missing.append(Finding("SecretNotFound", text))
+        return missing
+
+    async def _apply(self, key: Key, context: manifests.Context, progress: Progress) -> None:
+        boundary = Boundary(KINDS, key[1])
+        wanted = manifests.desired(context, self._templates)
+        applied = await self._cluster.applier.apply(wanted, boundary)
+        progress.failed |= applied.failed
+        pruned = await self._cluster.applier.prune(key, wanted, boundary)
+        progress.changed |= bool(applied.changed) or bool(pruned)
+
+    def _workload(self, key: Key) -> dict[str, Any]:
+        child = self._cluster.children.get(Ref("Deployment", key[1], key[2]))
+        return {} if child is None else child.status
+
+    async def _report(
+        self, body: Manifest, spec: BotDeploymentSpec, tenant: TenantView | None, progress: Progress
+    ) -> bool:
+        name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
+        repository = tenant.rights.bot_repository if tenant and tenant.rights else ""
+        endpoints = [
+            {"name": p.name, "url": f"http://{name}.{namespace}.svc:{p.container_port}"}
+            for p in spec.ports
+            if p.exposure is Exposure.CLUSTER
+        ]
+        fields = {
+            "replicas": progress.workload.get("replicas", 0),
+            "readyReplicas": progress.workload.get("readyReplicas", 0),
+            "selector": f"{lb.INSTANCE}={name},{lb.NAME}=bot",
+            "image": policy.image_of(spec, repository) if repository else None,
+            "endpoints": endpoints,
+            "usage": self._around.usage(body["metadata"]["uid"]),
+        }
+        return await self._cluster.status.write(body, bot_verdicts(progress), fields)
+
+    def _context(
+        self, body: Manifest, spec: BotDeploymentSpec, tenant: TenantView
+    ) -> manifests.Context:
+        assert tenant.rights is not None  # noqa: S101 - judged before
+        return manifests.Context(
+            name=body["metadata"]["name"],
+            namespace=body["metadata"]["namespace"],
+            uid=body["metadata"]["uid"],
+            api_version=API_VERSION,
+            spec=spec,
+            tenant=tenant.name,
+            tenant_uid=tenant.uid,
+            user_labels=tenant.user_labels,
+            rights=tenant.rights,
+            suspended=tenant.suspended or spec.suspend,
+            gateway_url=self._around.gateway_url,
+            master_key=self._around.master_key,
+        )

@@ -1,0 +1,119 @@
+"""The conditions of a BotDeployment. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from botplane.api.conditions import Finding, Outcome, Verdict, summarize
+from botplane.errors import Rejected, Retryable
+from botplane.kube.resources import Ref
+
+PLAN_REASONS = frozenset(
+    {
+        "BotLimitReached", "ReplicaLimitReached", "BotTooLarge", "QuotaExceeded",
+        "StorageClassNotAllowed", "ImageNotAllowed",
+    }
+)  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """What a pass has done and found so far."""
+
+    findings: list[Finding] = field(default_factory=list)
+    """What the user must change before the bot can run."""
+    waiting: Finding | None = None
+    """What the bot waits for that comes by itself."""
+    failed: dict[Ref, Rejected | Retryable] = field(default_factory=dict)
+    workload: Mapping[str, Any] = field(default_factory=dict)
+    """Status of the Deployment."""
+    suspended: str = ""
+    """Why the bot is suspended, or nothing."""
+    changed: bool = False
+
+    @property
+    def retry(self) -> Retryable | None:
+        """What makes another pass worthwhile."""
+        return next((e for e in self.failed.values() if isinstance(e, Retryable)), None)
+
+
+def bot_verdicts(progress: Progress) -> list[Verdict]:
+    """Return every condition of the bot."""
+    workload = _workload(progress)
+    return [
+        *_ready(progress, workload),
+        _within_plan(progress),
+        _configuration(progress),
+        workload,
+        _suspended(progress),
+    ]
+
+
+def _ready(progress: Progress, workload: Verdict) -> list[Verdict]:
+    if progress.findings:
+        return summarize(Outcome.STALLED, *progress.findings[0])
+    for error in progress.failed.values():
+        if isinstance(error, Rejected):
+            return summarize(Outcome.STALLED, error.reason, error.message)
+    for error in progress.failed.values():
+        return summarize(Outcome.IN_PROGRESS, error.reason, error.message)
+    if progress.waiting is not None:
+        return summarize(Outcome.IN_PROGRESS, *progress.waiting)
+    if progress.suspended:
+        return summarize(Outcome.READY, "Suspended", f"Suspended: {progress.suspended}")
+    if workload.status != "True":
+        return summarize(Outcome.IN_PROGRESS, workload.reason, workload.message)
+    return summarize(Outcome.READY, "Running", workload.message)
+
+
+def _within_plan(progress: Progress) -> Verdict:
+    for finding in progress.findings:
+        if finding.reason in PLAN_REASONS:
+            return Verdict.fails("WithinPlan", finding)
+    return Verdict.holds("WithinPlan", "WithinPlan", "Within the limits of the tenant's plan")
+
+
+def _configuration(progress: Progress) -> Verdict:
+    for finding in progress.findings:
+        if finding.reason not in PLAN_REASONS:
+            return Verdict.fails("ConfigurationReady", finding)
+    if progress.waiting is not None:
+        return Verdict.waits("ConfigurationReady", *progress.waiting)
+    text = "Configuration and secrets are in place"
+    return Verdict.holds("ConfigurationReady", "ConfigurationReady", text)
+
+
+def _workload(progress: Progress) -> Verdict:
+    if progress.findings or progress.waiting is not None:
+        return Verdict.waits("WorkloadAvailable", "NotApplied", "Waits for the other conditions")
+    if progress.suspended:
+        return Verdict.waits("WorkloadAvailable", "Suspended", "Scaled to zero")
+    status = progress.workload
+    wanted, ready = status.get("replicas", 0), status.get("readyReplicas", 0)
+    updated = status.get("updatedReplicas", 0)
+    failure = _condition(status, "ReplicaFailure")
+    if failure:
+        return Verdict.fails("WorkloadAvailable", Finding("PodsNotCreated", failure))
+    stuck = _condition(status, "Progressing", "False")
+    if stuck:
+        return Verdict.fails("WorkloadAvailable", Finding("PodsNotReady", stuck))
+    if not wanted or ready < wanted or updated < wanted:
+        text = f"{ready} of {wanted or 'the'} replicas are ready, {updated} are up to date"
+        return Verdict.fails("WorkloadAvailable", Finding("PodsStarting", text))
+    return Verdict.holds("WorkloadAvailable", "PodsReady", f"{ready} of {wanted} replicas are ready")
+
+
+def _condition(status: Mapping[str, Any], type_: str, value: str = "True") -> str:
+    for condition in status.get("conditions", ()):
+        if condition["type"] == type_ and condition["status"] == value:
+            return str(condition.get("message", type_))
+    return ""
+
+
+def _suspended(progress: Progress) -> Verdict:
+    if progress.suspended:
+        return Verdict.holds("Suspended", "User", progress.suspended)
+    finding = Finding("NotSuspended", "Nothing asks for a suspension")
+    return Verdict.fails("Suspended", finding)

@@ -1,0 +1,202 @@
+"""Where the rooms of the operator meet: who is whose neighbour, and what Postgres tells them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import astuple
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import structlog
+
+from botplane.api import labels as lb
+from botplane.api.plan import PlanSpec
+from botplane.api.tenant import TenantSpec
+from botplane.billing import store as billing_store
+from botplane.billing.pricebook import PriceBook
+from botplane.bots.policy import Rights
+from botplane.bots.reconcile import Surroundings, TenantView
+from botplane.errors import Rejected, Retryable
+from botplane.kube.drift import digest
+from botplane.kube.observe import Children, Key
+from botplane.kube.resources import Ref
+from botplane.runtime.objects import Objects
+from botplane.store.errors import translated_errors
+from botplane.store.pool import open_pool
+from botplane.tenants import policy as tenant_policy
+from botplane.tenants import store as tenant_store
+from botplane.tenants.accounts import TenantAccount
+from botplane.tenants.reconcile import Accounts
+from botplane.usage import store as usage_store
+from botplane.usage.status import figures
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+KINDS = ("Plan", "Tenant", "BotDeployment")
+CHILD_KINDS = (
+    "Namespace",
+    "ConfigMap",
+    "NetworkPolicy",
+    "ResourceQuota",
+    "LimitRange",
+    "ServiceAccount",
+    "RoleBinding",
+    "PersistentVolumeClaim",
+    "Deployment",
+    "Service",
+    "HorizontalPodAutoscaler",
+)
+ISOLATION = (
+    ("ConfigMap", "tenant-policy"),
+    ("NetworkPolicy", "default-deny"),
+    ("ResourceQuota", "plan"),
+    ("LimitRange", "plan"),
+    ("RoleBinding", "botplane-operator"),
+)
+"""What must be seen in a tenant's namespace before a bot may run there."""
+
+
+class Neighbours:
+    """Which objects concern each other."""
+
+    def __init__(self, objects: Objects, children: Children, bot_repository: str) -> None:
+        self._objects = objects
+        self._children = children
+        self._bot_repository = bot_repository
+
+    def tenant_key(self, namespace: str) -> Key | None:
+        """Return the tenant of a namespace, by its name."""
+        name = namespace.removeprefix(lb.TENANT_NAMESPACE_PREFIX)
+        return None if name == namespace else Key("Tenant", "", name)
+
+    def bots_of(self, tenant: Key) -> list[Key]:
+        """Return the bots of a tenant."""
+        return self._objects.keys("BotDeployment", lb.tenant_namespace(tenant[2]))
+
+    def by_uid(self, uids: Iterable[str]) -> list[Key]:
+        """Return the tenants and bots with these uids."""
+        wanted = set(uids)
+        return [
+            key
+            for kind in ("Tenant", "BotDeployment")
+            for key in self._objects.keys(kind)
+            if self._objects.uid(key) in wanted
+        ]
+
+    def touched_by(self, key: Key) -> Iterable[Key]:
+        """Return the objects that a change of this one concerns."""
+        if key[0] == "Plan":
+            return [t for t in self._objects.keys("Tenant") if self._plan_of(t) == key[2]]
+        if key[0] == "Tenant":
+            return self.bots_of(key)
+        tenant = self.tenant_key(key[1])
+        siblings = [k for k in self._objects.keys("BotDeployment", key[1]) if k != key]
+        return siblings if tenant is None else [tenant, *siblings]
+
+    def surroundings(
+        self, usage: Callable[[str], dict[str, Any] | None], gateway_url: str, master_key: bytes
+    ) -> Surroundings:
+        """Return what the bots' room takes from others."""
+        return Surroundings(self._tenant_of, usage, gateway_url, master_key)
+
+    def _plan_of(self, tenant: Key) -> str:
+        body = self._objects.get(tenant) or {}
+        name: str = body.get("spec", {}).get("planRef", {}).get("name", "")
+        return name
+
+    def _tenant_of(self, namespace: str) -> TenantView | None:
+        key = self.tenant_key(namespace)
+        body = None if key is None else self._objects.get(key)
+        if key is None or body is None:
+            return None
+        spec, uid = TenantSpec.model_validate(body["spec"]), body["metadata"]["uid"]
+        space = self._children.get(Ref("Namespace", "", namespace))
+        labels = spec.configuration.propagate_labels
+        return TenantView(
+            name=key[2],
+            uid=uid,
+            isolated=space is not None and space.tenant_uid == uid and self._isolated(namespace),
+            suspended=spec.suspend,
+            user_labels={f"user.{lb.GROUP}/{k}": v for k, v in labels.items()},
+            rights=self._rights(spec),
+        )
+
+    def _isolated(self, namespace: str) -> bool:
+        children = (self._children.get(Ref(kind, namespace, name)) for kind, name in ISOLATION)
+        return all(child is not None and not child.deleting for child in children)
+
+    def _rights(self, spec: TenantSpec) -> Rights | None:
+        body = self._objects.get(Key("Plan", "", spec.plan_ref.name))
+        if body is None:
+            return None
+        granted = tenant_policy.entitlements(spec, PlanSpec.model_validate(body["spec"]))
+        return Rights(
+            plan_name=spec.plan_ref.name,
+            plan=granted.plan,
+            max_bots=granted.max_bots,
+            max_replicas=granted.max_replicas,
+            image_registries=granted.image_registries,
+            bot_repository=self._bot_repository,
+        )
+
+
+class Postgres:
+    """The operator's calls of Postgres: few, in threads, and skipped when nothing changed."""
+
+    def __init__(self, database_url: str, clock: Callable[[], datetime]) -> None:
+        self._pool = open_pool(database_url)
+        self._clock = clock
+        self._registered: dict[UUID, str] = {}
+        self._published: dict[str, tuple[str, int]] = {}
+        self._figures: dict[str, dict[str, Any]] = {}
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close()
+
+    def accounts(self) -> Accounts:
+        """Return the billing accounts, as the tenants' room needs them."""
+        return Accounts(self._register, self._close_tenant, self.usage)
+
+    async def publish(self, book: PriceBook) -> int:
+        """Store a price book unless it is the one that was stored last."""
+        content = book.content_hash.hex()
+        known = self._published.get(book.plan)
+        if known is None or known[0] != content:
+            revision = await self._call(billing_store.publish_plan, book, self._clock())
+            known = self._published[book.plan] = (content, revision)
+        return known[1]
+
+    def usage(self, uid: str) -> dict[str, Any] | None:
+        """Return the rounded usage of a tenant or bot, or None while there is none."""
+        return self._figures.get(uid)
+
+    async def refresh_usage(self) -> list[str]:
+        """Read the usage of all tenants at once; return the uids of objects whose figures moved."""
+        try:
+            totals = await self._call(usage_store.usage_summaries, self._clock())
+        except (Rejected, Retryable) as error:
+            log.warning("Usage was not read", reason=error.reason, message=error.message)
+            return []
+        before, self._figures = self._figures, figures(*totals)
+        return [uid for uid, shown in self._figures.items() if before.get(uid) != shown]
+
+    async def _register(self, account: TenantAccount) -> None:
+        content = digest([str(field) for field in astuple(account)])
+        if self._registered.get(account.tenant_id) != content:
+            await self._call(tenant_store.register_tenant, account, self._clock())
+            self._registered[account.tenant_id] = content
+
+    async def _close_tenant(self, tenant_id: UUID) -> None:
+        await self._call(tenant_store.close_tenant, tenant_id, self._clock())
+        self._registered.pop(tenant_id, None)
+
+    async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        def run() -> T:
+            with translated_errors(), self._pool.connection() as conn:
+                return function(conn, *arguments)
+
+        return await asyncio.to_thread(run)

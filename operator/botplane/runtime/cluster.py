@@ -1,0 +1,55 @@
+"""What a reconcile function gets of Kubernetes: what was seen, and the ways to write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from botplane.kube.apply import Applier
+from botplane.kube.client import KubeClient
+from botplane.kube.errors import ConflictError, NotFoundError
+from botplane.kube.observe import Children, Key
+from botplane.kube.resources import Manifest
+from botplane.runtime.objects import Objects
+from botplane.runtime.status import StatusWriter
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The Kubernetes side of every reconcile function."""
+
+    client: KubeClient
+    objects: Objects
+    children: Children
+    applier: Applier
+    status: StatusWriter
+
+    async def add_finalizer(self, body: Manifest, finalizer: str) -> bool:
+        """Put our finalizer on a custom resource; return whether that was a write."""
+        if finalizer in body["metadata"].get("finalizers", ()):
+            return False
+        meta = {k: v for k, v in body["metadata"].items() if k in {"name", "namespace"}}
+        kind = {"apiVersion": body["apiVersion"], "kind": body["kind"]}
+        meta["finalizers"] = [finalizer]
+        written = await self.client.apply({**kind, "metadata": meta})
+        self.objects.observe(written)
+        return True
+
+    async def remove_finalizer(self, body: Manifest, finalizer: str) -> None:
+        """Take our finalizer off, from this very object only; harmless when repeated."""
+        meta = body["metadata"]
+        finalizers = meta.get("finalizers", [])
+        if finalizer not in finalizers:
+            return
+        path = f"/metadata/finalizers/{finalizers.index(finalizer)}"
+        key = Key(body["kind"], meta.get("namespace", ""), meta["name"])
+        try:
+            await self.client.json_patch(
+                key.ref,
+                [
+                    {"op": "test", "path": "/metadata/uid", "value": meta["uid"]},
+                    {"op": "test", "path": path, "value": finalizer},
+                    {"op": "remove", "path": path},
+                ],
+            )
+        except (NotFoundError, ConflictError):
+            self.objects.forget(key, meta["uid"])

@@ -1,0 +1,221 @@
+"""The objects of a tenant. Pure: names and values in, manifests out.
+
+None of them carries an owner reference: garbage collection must never take isolation away from
+workloads that still run, nor a namespace with its volumes when a CRD is deleted and made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from botplane.api import labels as lb
+from botplane.api.tenant import MemberKind, MemberRole, TenantSpec
+from botplane.kube.resources import Manifest
+from botplane.tenants.policy import Entitlements
+
+POD_SECURITY = "pod-security.kubernetes.io"
+POD_SECURITY_VERSION = "v1.34"
+PRIVATE_RANGES = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16")
+PRIVATE_RANGES_V6 = ("fc00::/7", "fe80::/10")
+ROLES = {MemberRole.VIEWER: "botplane:tenant-viewer", MemberRole.OPERATOR: "botplane:tenant-operator"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """All that the builders need to know of one tenant."""
+
+    name: str
+    uid: str
+    spec: TenantSpec
+    rights: Entitlements
+    suspended: bool
+    operator_namespace: str
+    operator_account: str
+
+    @property
+    def namespace(self) -> str:
+        """The tenant's namespace."""
+        return lb.tenant_namespace(self.name)
+
+
+def namespace(context: Context) -> Manifest:
+    """Return the namespace, with Pod Security in the very call that creates it."""
+    security = {
+        f"{POD_SECURITY}/{mode}{suffix}": value
+        for mode in ("enforce", "audit", "warn")
+        for suffix, value in (("", "restricted"), ("-version", POD_SECURITY_VERSION))
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": context.namespace, "labels": child_labels(context) | security},
+    }
+
+
+def isolation(context: Context) -> list[Manifest]:
+    """Return what must stand before anything may run: parameters, default-deny, quota, limits."""
+    return [
+        policy_parameters(context),
+        network_policy(context, "default-deny", {"policyTypes": ["Ingress", "Egress"]}),
+        resource_quota(context),
+        limit_range(context),
+        default_account(context),
+    ]
+
+
+def allowances(context: Context) -> list[Manifest]:
+    """Return what opens the closed namespace again: traffic that is allowed, access of people."""
+    gateway = _peer(context.operator_namespace, {lb.NAME: "botplane-gateway"})
+    dns = _peer("kube-system", {"k8s-app": "kube-dns"})
+    ports = [{"protocol": p, "port": 53} for p in ("UDP", "TCP")]
+    internet = [
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": list(PRIVATE_RANGES)}},
+        {"ipBlock": {"cidr": "::/0", "except": list(PRIVATE_RANGES_V6)}},
+    ]
+    https = [{"protocol": "TCP", "port": 443}]
+    return [
+        network_policy(context, "allow-dns", _egress([dns], ports)),
+        network_policy(context, "allow-gateway", _egress([gateway], [{"protocol": "TCP", "port": 8545}])),
+        network_policy(context, "allow-internet", _egress(internet, https)),
+        *access(context),
+    ]
+
+
+def access(context: Context) -> list[Manifest]:
+    """Return the role bindings of the tenant's members and of the operator itself."""
+    operator = {
+        "kind": "ServiceAccount",
+        "name": context.operator_account,
+        "namespace": context.operator_namespace,
+    }
+    bindings = [_role_binding(context, "botplane-operator", "botplane:tenant-namespace", [operator])]
+    for role, cluster_role in ROLES.items():
+        subjects = [_subject(context, m.kind, m.name) for m in context.spec.members if m.role is role]
+        if subjects:
+            bindings.append(
+                _role_binding(context, f"tenant-{role.value.lower()}s", cluster_role, subjects)
+            )
+    return bindings
+
+
+def policy_parameters(context: Context) -> Manifest:
+    """Return the ConfigMap that admission policies take this tenant's limits from."""
+    plan = context.rights.plan
+    data = {
+        "tenant": context.name,
+        "state": "Suspended" if context.suspended else "Active",
+        "maxBots": str(context.rights.max_bots),
+        "maxReplicas": str(context.rights.max_replicas),
+        "imageRegistries": ",".join(context.rights.image_registries),
+        "storageClasses": ",".join(plan.storage_classes),
+        "maxCPU": plan.bot.max_cpu,
+        "maxMemory": plan.bot.max_memory,
+    }
+    return _namespaced(context, "v1", "ConfigMap", "tenant-policy") | {"data": data}
+
+
+def resource_quota(context: Context) -> Manifest:
+    """Return the quota: everything that can be used up is counted, what is not sold is zero."""
+    plan, rights = context.rights.plan, context.rights
+    replicas = rights.max_bots * rights.max_replicas
+    hard: dict[str, str | int] = {
+        "requests.cpu": plan.quota.cpu.canonical,
+        "requests.memory": plan.quota.memory.canonical,
+        "limits.cpu": plan.quota.cpu.times(2),
+        "limits.memory": plan.quota.memory.times(2),
+        "requests.storage": plan.quota.storage.canonical,
+        "requests.ephemeral-storage": f"{max(replicas, 1)}Gi",
+        "limits.ephemeral-storage": f"{max(replicas, 1)}Gi",
+        "persistentvolumeclaims": rights.max_bots,
+        "pods": 0 if context.suspended else replicas * 2,
+        "services": rights.max_bots,
+        "services.nodeports": 0,
+        "services.loadbalancers": 0,
+        "count/secrets": 50 + 2 * rights.max_bots,
+        "count/configmaps": 50 + 2 * rights.max_bots,
+        "count/deployments.apps": rights.max_bots,
+        "count/replicasets.apps": 12 * max(rights.max_bots, 1),
+        "count/statefulsets.apps": 0,
+        "count/jobs.batch": 4 * rights.max_bots,
+        "count/cronjobs.batch": rights.max_bots,
+        "count/ingresses.networking.k8s.io": rights.max_bots,
+        "count/horizontalpodautoscalers.autoscaling": rights.max_bots,
+        f"count/botdeployments.{lb.GROUP}": rights.max_bots,
+    }
+    text = {key: str(value) for key, value in hard.items()}
+    return _namespaced(context, "v1", "ResourceQuota", "plan") | {"spec": {"hard": text}}
+
+
+def limit_range(context: Context) -> Manifest:
+    """Return the defaults and bounds of containers and volumes."""
+    bot = context.rights.plan.bot
+    container = {
+        "type": "Container",
+        "default": {"cpu": bot.max_cpu.canonical, "memory": bot.max_memory.canonical},
+        "defaultRequest": {"cpu": bot.default_cpu.canonical, "memory": bot.default_memory.canonical},
+        "max": {"cpu": bot.max_cpu.canonical, "memory": bot.max_memory.canonical},
+    }
+    container["default"] |= {"ephemeral-storage": "1Gi"}
+    container["defaultRequest"] |= {"ephemeral-storage": "64Mi"}
+    limits: list[dict[str, Any]] = [container]
+    if bot.max_storage.value:
+        limits.append({"type": "PersistentVolumeClaim", "max": {"storage": bot.max_storage.canonical}})
+    return _namespaced(context, "v1", "LimitRange", "plan") | {"spec": {"limits": limits}}
+
+
+def default_account(context: Context) -> Manifest:
+    """Return the namespace's default account, without a token: bots have their own."""
+    account = _namespaced(context, "v1", "ServiceAccount", "default")
+    return account | {"automountServiceAccountToken": False}
+
+
+def network_policy(context: Context, name: str, rules: dict[str, Any]) -> Manifest:
+    """Return a NetworkPolicy for all pods of the namespace."""
+    policy = _namespaced(context, "networking.k8s.io/v1", "NetworkPolicy", name)
+    return policy | {"spec": {"podSelector": {}, **rules}}
+
+
+def child_labels(context: Context) -> dict[str, str]:
+    """Return the labels of every object of this tenant."""
+    propagated = {
+        f"user.{lb.GROUP}/{key}": value
+        for key, value in context.spec.configuration.propagate_labels.items()
+    }
+    return propagated | {
+        lb.MANAGED_BY: lb.MANAGED_BY_VALUE,
+        lb.PART_OF: "botplane",
+        lb.TENANT: context.name,
+        lb.TENANT_UID: context.uid,
+    }
+
+
+def _namespaced(context: Context, api_version: str, kind: str, name: str) -> Manifest:
+    meta = {"name": name, "namespace": context.namespace, "labels": child_labels(context)}
+    return {"apiVersion": api_version, "kind": kind, "metadata": meta}
+
+
+def _peer(namespace: str, pod_labels: dict[str, str]) -> dict[str, Any]:
+    return {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "podSelector": {"matchLabels": pod_labels},
+    }
+
+
+def _egress(to: list[dict[str, Any]], ports: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"policyTypes": ["Egress"], "egress": [{"to": to, "ports": ports}]}
+
+
+def _subject(context: Context, kind: MemberKind, name: str) -> dict[str, str]:
+    if kind is MemberKind.SERVICE_ACCOUNT:
+        return {"kind": kind.value, "name": name, "namespace": context.namespace}
+    return {"kind": kind.value, "name": name, "apiGroup": "rbac.authorization.k8s.io"}
+
+
+def _role_binding(
+    context: Context, name: str, role: str, subjects: Iterable[dict[str, str]]
+) -> Manifest:
+    binding = _namespaced(context, "rbac.authorization.k8s.io/v1", "RoleBinding", name)
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}
+    return binding | {"roleRef": reference, "subjects": list(subjects)}

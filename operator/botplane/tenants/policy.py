@@ -1,0 +1,124 @@
+"""What a tenant may have: its plan, lowered or raised by overrides. Pure decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from botplane.api.conditions import Finding
+from botplane.api.plan import PlanSpec
+from botplane.api.tenant import TenantSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entitlements:
+    """The limits in force for one tenant."""
+
+    plan: PlanSpec
+    max_bots: int
+    max_replicas: int
+    image_registries: tuple[str, ...]
+
+
+def entitlements(spec: TenantSpec, plan: PlanSpec) -> Entitlements:
+    """Return the limits in force; overrides beyond the plan's ceilings are cut to the plan."""
+    return Entitlements(
+        plan=plan,
+        max_bots=_overridden(
+            spec.overrides.max_bots, plan.max_bots, plan.override_ceilings.max_bots
+        ),
+        max_replicas=_overridden(
+            spec.overrides.max_replicas, plan.max_replicas, plan.override_ceilings.max_replicas
+        ),
+        image_registries=tuple(spec.configuration.image_registries or plan.image_registries),
+    )
+
+
+def _overridden(wanted: int | None, planned: int, ceiling: int | None) -> int:
+    return planned if wanted is None else min(wanted, max(planned, ceiling or 0))
+
+
+def plan_not_found(name: str, known: Iterable[str]) -> Finding:
+    """Return what to tell when a tenant names a plan that does not exist."""
+    names = ", ".join(sorted(known)) or "none"
+    return Finding(
+        "PlanNotFound",
+        f'Plan "{name}" does not exist (plans: {names}); create it or change spec.planRef.name',
+    )
+
+
+def spec_findings(spec: TenantSpec, plan: PlanSpec) -> list[Finding]:
+    """Return what the user must change in the spec before the tenant can be set up."""
+    findings = []
+    if spec.billing.currency != plan.currency:
+        findings.append(
+            Finding(
+                "CurrencyMismatch",
+                f'Plan "{spec.plan_ref.name}" is in {plan.currency} and the tenant is billed in '
+                f"{spec.billing.currency}; choose a plan in {spec.billing.currency}",
+            )
+        )
+    if not _is_time_zone(spec.billing.time_zone):
+        findings.append(
+            Finding(
+                "UnknownTimeZone",
+                f'spec.billing.timeZone "{spec.billing.time_zone}" is not an IANA time zone; '
+                "use a name such as Europe/Madrid",
+            )
+        )
+    return findings
+
+
+def _is_time_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
+def plan_findings(spec: TenantSpec, plan: PlanSpec, bots: int) -> list[Finding]:
+    """Return how the tenant goes beyond its plan; what runs keeps running."""
+    findings = []
+    ceilings = plan.override_ceilings
+    for field, wanted, planned, ceiling in (
+        ("maxBots", spec.overrides.max_bots, plan.max_bots, ceilings.max_bots),
+        ("maxReplicas", spec.overrides.max_replicas, plan.max_replicas, ceilings.max_replicas),
+    ):
+        allowed = max(planned, ceiling or 0)
+        if wanted is not None and wanted > allowed:
+            findings.append(
+                Finding(
+                    "OverrideNotAllowed",
+                    f'spec.overrides.{field} is {wanted}; plan "{spec.plan_ref.name}" allows at '
+                    f"most {allowed}, which is used instead",
+                )
+            )
+    foreign = [
+        registry
+        for registry in spec.configuration.image_registries
+        if not any(_within(registry, allowed) for allowed in plan.image_registries)
+    ]
+    if foreign:
+        findings.append(
+            Finding(
+                "RegistryNotAllowed",
+                f'spec.configuration.imageRegistries has {", ".join(foreign)}; plan '
+                f'"{spec.plan_ref.name}" allows {", ".join(plan.image_registries) or "none"}',
+            )
+        )
+    limit = entitlements(spec, plan).max_bots
+    if bots > limit:
+        findings.append(
+            Finding(
+                "BotLimitReached",
+                f"{bots} bots are declared and {limit} are allowed; the newest do not run. Delete "
+                "bots or change the plan",
+            )
+        )
+    return findings
+
+
+def _within(registry: str, allowed: str) -> bool:
+    return registry == allowed or registry.startswith(f"{allowed}/")

@@ -1,0 +1,239 @@
+"""Tenant: observe, decide, apply, report. The shell; decisions are in policy and manifests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from botplane.api import labels as lb
+from botplane.api.conditions import Finding
+from botplane.api.plan import PlanSpec
+from botplane.api.tenant import DeletionProtection, TenantSpec
+from botplane.errors import Rejected, Retryable
+from botplane.kube.apply import Boundary
+from botplane.kube.errors import NotFoundError
+from botplane.kube.observe import Key
+from botplane.kube.resources import Manifest, Ref
+from botplane.runtime.cluster import Cluster
+from botplane.runtime.controller import Done
+from botplane.tenants import manifests, policy
+from botplane.tenants.accounts import TenantAccount
+from botplane.tenants.status import Progress, tenant_verdicts
+
+KINDS = frozenset(
+    {"Namespace", "ConfigMap", "NetworkPolicy", "ResourceQuota", "LimitRange", "ServiceAccount", "RoleBinding"}
+)
+
+NAMESPACE_CONFLICT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """The billing accounts of tenants, as this room needs them."""
+
+    register: Callable[[TenantAccount], Awaitable[None]]
+    close: Callable[[UUID], Awaitable[None]]
+    usage: Callable[[str], dict[str, Any] | None]
+    """The rounded usage of a Tenant by its uid, or None while there is none."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the operator itself runs."""
+
+    namespace: str
+    account: str
+
+
+class TenantReconciler:
+    """Brings tenants to what they declare."""
+
+    def __init__(self, cluster: Cluster, accounts: Accounts, site: Site) -> None:
+        self._cluster = cluster
+        self._accounts = accounts
+        self._site = site
+
+    async def __call__(self, key: Key) -> Done:
+        """Do one pass for one tenant."""
+        body = self._cluster.objects.get(key)
+        if body is None:
+            return Done()
+        if "deletionTimestamp" in body["metadata"]:
+            return await self._dissolve(body)
+        spec = TenantSpec.model_validate(body["spec"])
+        plan = self._plan(spec.plan_ref.name)
+        progress = Progress(suspended=spec.suspend)
+        if plan is None:
+            plans = [key[2] for key in self._cluster.objects.keys("Plan")]
+            progress.blocked = policy.plan_not_found(spec.plan_ref.name, plans)
+        else:
+            bots = len(self._cluster.objects.keys("BotDeployment", lb.tenant_namespace(key[2])))
+            progress.beyond_plan = policy.plan_findings(spec, plan, bots)
+            progress.blocked = next(iter(policy.spec_findings(spec, plan)), None)
+        if progress.blocked is None and plan is not None:
+            await self._set_up(body, self._context(body, spec, plan), progress)
+        progress.changed |= await self._report(body, spec, plan, progress)
+        conflict = progress.blocked is not None and progress.blocked.reason == "NamespaceConflict"
+        # A namespace that is not ours is not watched: look again whether it has gone.
+        after = NAMESPACE_CONFLICT_SECONDS if conflict else None
+        return Done(changed=progress.changed, retry=progress.retry, after_seconds=after)
+
+    async def _set_up(self, body: Manifest, context: manifests.Context, progress: Progress) -> None:
+        boundary = Boundary(KINDS, context.namespace)
+        try:
+            fresh = await self._claim(context)
+        except Rejected as error:
+            progress.blocked = Finding(error.reason, error.message)
+            return
+        space = manifests.namespace(context)
+        first, finalized = await asyncio.gather(
+            self._cluster.applier.apply([space], boundary, fresh=fresh),
+            self._cluster.add_finalizer(body, lb.TENANT_FINALIZER),
+        )
+        progress.failed |= first.failed
+        progress.changed |= finalized or bool(first.changed)
+        if first.failed:
+            return
+        account = asyncio.create_task(self._register(body, context))
+        closed, opened = manifests.isolation(context), manifests.allowances(context)
+        for group in (closed, opened):
+            applied = await self._cluster.applier.apply(group, boundary, fresh=fresh)
+            progress.failed |= applied.failed
+            progress.changed |= bool(applied.changed)
+        owner = Key("Tenant", "", context.name)
+        pruned = await self._cluster.applier.prune(owner, [space, *closed, *opened], boundary)
+        progress.changed |= bool(pruned)
+        quota = self._cluster.children.get(Ref("ResourceQuota", context.namespace, "plan"))
+        progress.quota_computed = quota is not None and bool(quota.status.get("computed"))
+        progress.billing = await account
+
+    async def _claim(self, context: manifests.Context) -> bool:
+        """Return whether the namespace is still to be created; refuse one that is not ours."""
+        ref = Ref("Namespace", "", context.namespace)
+        known = self._cluster.children.get(ref)
+        if known is not None:
+            owner, deleting = known.tenant_uid, known.deleting
+        else:
+            try:
+                there = await self._cluster.client.get(ref, metadata_only=True)
+            except NotFoundError:
+                return True
+            owner = there["metadata"].get("labels", {}).get(lb.TENANT_UID, "")
+            deleting = "deletionTimestamp" in there["metadata"]
+        if owner == context.uid and not deleting:
+            return False
+        whose = f"belongs to tenant uid {owner}" if owner else "was not made by botplane"
+        state = " and is being deleted" if deleting else ""
+        raise Rejected(
+            "NamespaceConflict",
+            f"Namespace {context.namespace} exists, {whose}{state}; nothing in it was touched. "
+            "Delete it or choose another tenant name",
+        )
+
+    async def _register(self, body: Manifest, context: manifests.Context) -> Rejected | Retryable | None:
+        try:
+            await self._accounts.register(account_of(body, context.spec))
+        except (Rejected, Retryable) as error:
+            return error
+        return None
+
+    async def _report(
+        self, body: Manifest, spec: TenantSpec, plan: PlanSpec | None, progress: Progress
+    ) -> bool:
+        name = body["metadata"]["name"]
+        fields: dict[str, Any] = {"namespace": None, "plan": {"name": spec.plan_ref.name}}
+        if progress.blocked is None and plan is not None:
+            revision = self._plan_status(spec.plan_ref.name).get("revision")
+            fields["namespace"] = lb.tenant_namespace(name)
+            fields["plan"] |= {"revision": revision} if revision is not None else {}
+            fields["bots"] = self._bots(name, policy.entitlements(spec, plan).max_bots)
+        fields["usage"] = self._accounts.usage(body["metadata"]["uid"])
+        return await self._cluster.status.write(body, tenant_verdicts(progress), fields)
+
+    def _bots(self, name: str, limit: int) -> dict[str, int]:
+        namespace = lb.tenant_namespace(name)
+        keys = self._cluster.objects.keys("BotDeployment", namespace)
+        deployments = [self._cluster.children.get(Ref("Deployment", namespace, k[2])) for k in keys]
+        running = sum(1 for d in deployments if d is not None and d.status.get("readyReplicas"))
+        return {"running": running, "desired": len(keys), "limit": limit}
+
+    async def _dissolve(self, body: Manifest) -> Done:
+        """Stop the bots, settle the account, then let the Tenant go."""
+        spec = TenantSpec.model_validate(body["spec"])
+        name, uid = body["metadata"]["name"], body["metadata"]["uid"]
+        if lb.TENANT_FINALIZER not in body["metadata"].get("finalizers", ()):
+            return Done()
+        space = Ref("Namespace", "", lb.tenant_namespace(name))
+        known = self._cluster.children.get(space)
+        ours = known is not None and known.tenant_uid == uid
+        if spec.deletion.protection is DeletionProtection.DISABLED and ours:
+            if not await self._stopped(space.name):
+                return Done(changed=True, after_seconds=1)
+            await self._accounts.close(UUID(uid))
+            if spec.deletion.retention_days == 0:
+                await self._cluster.applier.delete(space)
+        await self._cluster.remove_finalizer(body, lb.TENANT_FINALIZER)
+        return Done(changed=True)
+
+    async def _stopped(self, namespace: str) -> bool:
+        """Delete the bots and return whether all of their pods are settled and gone."""
+        for key in self._cluster.objects.keys("BotDeployment", namespace):
+            bot = self._cluster.objects.get(key)
+            if bot is not None and "deletionTimestamp" not in bot["metadata"]:
+                await self._delete_bot(key, bot["metadata"]["uid"])
+        selector = f"{lb.MANAGED_BY}={lb.MANAGED_BY_VALUE}"
+        bots = await self._cluster.client.list("BotDeployment", namespace=namespace)
+        pods = await self._cluster.client.list(
+            "Pod", namespace=namespace, selector=selector, metadata_only=True
+        )
+        return not bots and not pods
+
+    async def _delete_bot(self, key: Key, uid: str) -> None:
+        try:
+            await self._cluster.client.delete(key.ref, uid)
+        except NotFoundError:
+            self._cluster.objects.forget(key, uid)
+
+    def _context(self, body: Manifest, spec: TenantSpec, plan: PlanSpec) -> manifests.Context:
+        return manifests.Context(
+            name=body["metadata"]["name"],
+            uid=body["metadata"]["uid"],
+            spec=spec,
+            rights=policy.entitlements(spec, plan),
+            suspended=spec.suspend,
+            operator_namespace=self._site.namespace,
+            operator_account=self._site.account,
+        )
+
+    def _plan(self, name: str) -> PlanSpec | None:
+        body = self._cluster.objects.get(Key("Plan", "", name))
+        return None if body is None else PlanSpec.model_validate(body["spec"])
+
+    def _plan_status(self, name: str) -> dict[str, Any]:
+        body = self._cluster.objects.get(Key("Plan", "", name))
+        return {} if body is None else body.get("status") or {}
+
+
+def account_of(body: Manifest, spec: TenantSpec) -> TenantAccount:
+    """Return the billing account that a Tenant declares."""
+    meta = body["metadata"]
+    start = spec.billing.subscription_start_time or meta["creationTimestamp"]
+    limit = spec.billing.spend_limit
+    return TenantAccount(
+        tenant_id=UUID(meta["uid"]),
+        name=meta["name"],
+        namespace=lb.tenant_namespace(meta["name"]),
+        currency=spec.billing.currency,
+        time_zone=spec.billing.time_zone,
+        anchor_day=spec.billing.anchor_day,
+        organization_name=spec.organization_name,
+        admin_email=spec.admin_email,
+        plan=spec.plan_ref.name,
+        subscription_start=datetime.fromisoformat(start),
+        spend_limit=None if limit is None else Decimal(limit),
+    )

@@ -1,0 +1,110 @@
+"""The conditions of a Tenant. Pure: what a pass did and found in, verdicts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from botplane.api.conditions import Finding, Outcome, Verdict, summarize
+from botplane.errors import Rejected, Retryable
+from botplane.kube.resources import Ref
+
+STEPS: Mapping[str, tuple[str, frozenset[str]]] = {
+    "NamespaceReady": ("NamespaceCreated", frozenset({"Namespace"})),
+    "QuotaApplied": ("QuotaApplied", frozenset({"ResourceQuota", "LimitRange"})),
+    "IsolationReady": ("Isolated", frozenset({"NetworkPolicy", "ConfigMap"})),
+    "AccessReady": ("AccessGranted", frozenset({"RoleBinding", "ServiceAccount"})),
+}
+DONE = {
+    "NamespaceReady": "The namespace exists and enforces Pod Security restricted",
+    "QuotaApplied": "Quota and limits are those of the plan",
+    "IsolationReady": "Traffic is denied by default and allowed by rule",
+    "AccessReady": "Members are bound to their roles",
+    "BillingReady": "The billing account is open",
+}
+QUOTA_NOT_COMPUTED = Finding(
+    "QuotaNotComputed",
+    "The quota is in place and Kubernetes has not computed its use yet; until then it refuses bots",
+)
+
+
+@dataclass
+class Progress:
+    """What a pass has done and found so far."""
+
+    failed: dict[Ref, Rejected | Retryable] = field(default_factory=dict)
+    blocked: Finding | None = None
+    """Why nothing may be set up at all."""
+    billing: Rejected | Retryable | None = None
+    quota_computed: bool = True
+    beyond_plan: list[Finding] = field(default_factory=list)
+    suspended: bool = False
+    changed: bool = False
+
+    @property
+    def retry(self) -> Retryable | None:
+        """What makes another pass worthwhile."""
+        waiting = [e for e in (*self.failed.values(), self.billing) if isinstance(e, Retryable)]
+        return waiting[0] if waiting else None
+
+
+def tenant_verdicts(progress: Progress) -> list[Verdict]:
+    """Return every condition of the tenant, in order of the steps."""
+    steps = [_step(type_, progress) for type_ in STEPS]
+    details = [*steps, _billing(progress), _within_plan(progress.beyond_plan), _suspended(progress)]
+    return [*_ready(progress, steps), *details]
+
+
+def _ready(progress: Progress, steps: Iterable[Verdict]) -> list[Verdict]:
+    if progress.blocked is not None:
+        return summarize(Outcome.STALLED, *progress.blocked)
+    errors = [*progress.failed.values(), *([progress.billing] if progress.billing else [])]
+    for error in errors:
+        if isinstance(error, Rejected):
+            return summarize(Outcome.STALLED, error.reason, error.message)
+    for error in errors:
+        return summarize(Outcome.IN_PROGRESS, error.reason, error.message)
+    if not progress.quota_computed:
+        return summarize(Outcome.IN_PROGRESS, *QUOTA_NOT_COMPUTED)
+    wrong = [f for f in progress.beyond_plan if f.reason != "BotLimitReached"]
+    if wrong:
+        return summarize(Outcome.STALLED, *wrong[0])
+    if progress.suspended:
+        return summarize(Outcome.READY, "Suspended", "Suspended: bots are stopped, data is kept")
+    return summarize(Outcome.READY, "Provisioned", "Everything is set up as the plan says")
+
+
+def _step(type_: str, progress: Progress) -> Verdict:
+    done, kinds = STEPS[type_]
+    if progress.blocked is not None:
+        return Verdict.fails(type_, progress.blocked)
+    errors = [error for ref, error in progress.failed.items() if ref.kind in kinds]
+    if errors:
+        return Verdict.fails(type_, Finding(errors[0].reason, errors[0].message))
+    if any(ref.kind == "Namespace" for ref in progress.failed):
+        return Verdict.waits(type_, "NamespaceNotReady", "Waits for the namespace")
+    if type_ == "QuotaApplied" and not progress.quota_computed:
+        return Verdict.fails(type_, QUOTA_NOT_COMPUTED)
+    return Verdict.holds(type_, done, DONE[type_])
+
+
+def _billing(progress: Progress) -> Verdict:
+    if progress.blocked is not None:
+        return Verdict.fails("BillingReady", progress.blocked)
+    if progress.billing is not None:
+        finding = Finding(progress.billing.reason, progress.billing.message)
+        return Verdict.fails("BillingReady", finding)
+    return Verdict.holds("BillingReady", "AccountOpen", DONE["BillingReady"])
+
+
+def _within_plan(findings: list[Finding]) -> Verdict:
+    if not findings:
+        return Verdict.holds("WithinPlan", "WithinPlan", "Within the limits of the plan")
+    return Verdict.fails("WithinPlan", findings[0])
+
+
+def _suspended(progress: Progress) -> Verdict:
+    if progress.suspended:
+        return Verdict.holds("Suspended", "User", "spec.suspend is true")
+    finding = Finding("NotSuspended", "Nothing asks for a suspension")
+    return Verdict.fails("Suspended", finding)

@@ -1,0 +1,255 @@
+"""The operator process: joins the rooms, starts everything, stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from botplane.api.conditions import Outcome, summarize
+from botplane.billing.reconcile import PlanReconciler
+from botplane.bots.reconcile import BotReconciler
+from botplane.bots.templates import Templates
+from botplane.clock import utc_now
+from botplane.errors import Rejected, Retryable
+from botplane.kube.apply import Applier
+from botplane.kube.client import KubeClient
+from botplane.kube.observe import Children, Key
+from botplane.kube.resources import Manifest, Ref, ref_of
+from botplane.rooms import CHILD_KINDS, KINDS, Neighbours, Postgres
+from botplane.runtime.cluster import Cluster
+from botplane.runtime.connection import Connection, connect
+from botplane.runtime.controller import Controller, Done
+from botplane.runtime.front_end import FrontEnd
+from botplane.runtime.health import serve
+from botplane.runtime.lease import Lease
+from botplane.runtime.objects import Objects
+from botplane.runtime.queue import WorkQueue
+from botplane.runtime.resync import RESYNC_SECONDS, Resync
+from botplane.runtime.secrets import SecretPoll
+from botplane.runtime.status import StatusWriter
+from botplane.settings import Settings
+from botplane.telemetry import metrics
+from botplane.telemetry.logs import configure
+from botplane.tenants.reconcile import Site, TenantReconciler
+
+log = structlog.get_logger()
+
+STUCK_SECONDS = 120.0
+SETTLE_SECONDS = 8.0
+
+
+class Operator:
+    """All parts of the operator process."""
+
+    def __init__(self, settings: Settings, connection: Connection) -> None:
+        self._settings = settings
+        self._connection = connection
+        self._client = KubeClient(connection.server, connection.session)
+        self._objects = Objects()
+        self._children = Children()
+        self._queue: WorkQueue[Key] = WorkQueue(time.monotonic)
+        self._resync = Resync(self._client, self._objects, self._children)
+        self._neighbours = Neighbours(self._objects, self._children, settings.bot_repository)
+        self._postgres = Postgres(settings.database_url, utc_now)
+        self._lease = Lease(
+            self._client,
+            Ref("Lease", settings.namespace, "botplane-operator"),
+            settings.identity,
+            utc_now,
+        )
+        self._status = StatusWriter(self._client, self._objects, utc_now)
+        self._cluster = Cluster(
+            self._client,
+            self._objects,
+            self._children,
+            Applier(self._client, self._children),
+            self._status,
+        )
+        self._secrets = SecretPoll(self._client, self._children)
+        self._leading = False
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        """Run until a signal comes or leadership is lost; return the exit code."""
+        health = await serve(self._settings.health_port, self._live_problem, self._ready_problem)
+        watches_stop = asyncio.Event()
+        try:
+            await self._read_everything()
+            lost = asyncio.create_task(self._lead())
+            watches = asyncio.create_task(self._watch(watches_stop))
+            stopped = asyncio.create_task(self._stop.wait())
+            await asyncio.wait({lost, watches, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            code = 0 if self._stop.is_set() else 1
+            if watches.done() and watches.exception() is not None:
+                log.error("Watches failed", exc_info=watches.exception())
+            self._queue.close()
+            await self._drained(SETTLE_SECONDS)
+            await self._lease.release()
+            lost.cancel()
+            watches_stop.set()
+            await asyncio.wait({watches}, timeout=SETTLE_SECONDS)
+            return code
+        finally:
+            self._postgres.close()
+            await health.cleanup()
+            await self._connection.session.close()
+
+    async def _read_everything(self) -> None:
+        """List all objects, until that works: no pass may mistake the unknown for the absent."""
+        while not self._stop.is_set():
+            try:
+                await self._resync.round(KINDS, CHILD_KINDS)
+                await self._secrets.round(self._tenant_namespaces())
+            except (Rejected, Retryable) as error:
+                log.warning("Objects were not read", reason=error.reason, message=error.message)
+                await asyncio.sleep(1)
+            else:
+                return
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        front = FrontEnd(self._note, KINDS, CHILD_KINDS)
+        loop = asyncio.get_running_loop()
+
+        def take_signals() -> None:
+            # kopf has put its own in place; ours stop things in order.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stop.set)
+
+        await front.run(self._connection, stop, take_signals)
+
+    async def _lead(self) -> None:
+        """Wait for the lease, then work until it is lost."""
+        await self._lease.acquire()
+        self._leading = True
+        controller = Controller(self._queue, self._reconcilers(), self._report_bug)
+        for kind in KINDS:
+            for key in self._objects.keys(kind):
+                self._queue.add(key)
+        async with asyncio.TaskGroup() as group:
+            background = [
+                group.create_task(self._resync.run(KINDS, CHILD_KINDS, self._add)),
+                group.create_task(self._secrets.run(self._tenant_namespaces, self._add)),
+                group.create_task(self._follow_usage()),
+                group.create_task(self._measure()),
+            ]
+            working = group.create_task(controller.run())
+            await self._lease.hold()
+            for task in background:
+                task.cancel()
+            self._queue.close()
+            await working
+
+    def _reconcilers(self) -> dict[str, Callable[[Key], Awaitable[Done]]]:
+        settings = self._settings
+        site = Site(settings.namespace, settings.service_account)
+        tenants = TenantReconciler(self._cluster, self._postgres.accounts(), site)
+        around = self._neighbours.surroundings(
+            self._postgres.usage,
+            settings.gateway_url,
+            settings.master_key.get_secret_value().encode(),
+        )
+
+        async def tenant(key: Key) -> Done:
+            done = await tenants(key)
+            if done.changed:
+                self._wake_bots(key)
+            return done
+
+        return {
+            "Tenant": tenant,
+            "Plan": PlanReconciler(self._cluster, self._postgres.publish),
+            "BotDeployment": BotReconciler(self._cluster, Templates(settings.templates_dir), around),
+        }
+
+    def _wake_bots(self, tenant: Key) -> None:
+        for key in self._neighbours.bots_of(tenant):
+            self._add(key)
+
+    def _note(self, event: str, body: Manifest) -> None:
+        """Take note of a watch event and ask for the passes that it calls for."""
+        kind = body["kind"]
+        metrics.WATCH_EVENTS.labels(kind).inc()
+        if kind in KINDS:
+            key = Key(*ref_of(body))
+            uid = body["metadata"]["uid"]
+            gone = event == "DELETED"
+            found = self._objects.forget(key, uid) if gone else self._objects.observe(body)
+            if found is not None:
+                self._add(key)
+                for other in self._neighbours.touched_by(key):
+                    self._add(other)
+            return
+        if event == "DELETED":
+            owner = self._children.forget(ref_of(body), body["metadata"]["uid"])
+        else:
+            owner = self._children.observe(body)
+        if owner is not None:
+            self._add(owner)
+            if kind == "Deployment":
+                tenant = self._neighbours.tenant_key(owner[1])
+                if tenant is not None:
+                    self._add(tenant)
+
+    def _add(self, key: Key) -> None:
+        if self._leading:
+            self._queue.add(key)
+
+    async def _follow_usage(self) -> None:
+        """Once a minute, show in the status what has moved."""
+        while True:
+            moved = await self._postgres.refresh_usage()
+            for key in self._neighbours.by_uid(moved):
+                self._add(key)
+            await asyncio.sleep(60)
+
+    async def _measure(self) -> None:
+        while True:
+            metrics.QUEUE_DEPTH.set(len(self._queue))
+            metrics.QUEUE_OLDEST_SECONDS.set(self._queue.oldest_seconds)
+            for kind in KINDS:
+                counts = self._objects.counts(kind)
+                metrics.OBJECTS.labels(kind).set(counts.total())
+                for status in ("True", "False", "Unknown"):
+                    metrics.READY.labels(kind, status).set(counts[status])
+            await asyncio.sleep(5)
+
+    def _tenant_namespaces(self) -> list[str]:
+        return [ref.name for ref in self._children.refs("Namespace")]
+
+    async def _report_bug(self, key: Key, error: Exception) -> None:
+        body = self._objects.get(key)
+        if body is None:
+            return
+        text = f"Internal error ({type(error).__name__}); the operator's log has the details"
+        verdicts = summarize(Outcome.IN_PROGRESS, "InternalError", text)
+        kept = {k: v for k, v in (body.get("status") or {}).items() if k != "conditions"}
+        await self._status.write(body, verdicts, kept)
+
+    async def _drained(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while self._queue.running and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    def _live_problem(self) -> str | None:
+        now = asyncio.get_running_loop().time()
+        if self._queue.oldest_seconds > STUCK_SECONDS:
+            return f"a key has waited for {self._queue.oldest_seconds:.0f} seconds"
+        if self._leading and self._resync.last is not None:
+            age = now - self._resync.last
+            if age > 3 * RESYNC_SECONDS:
+                return f"the last full list is {age:.0f} seconds old"
+        return None
+
+    def _ready_problem(self) -> str | None:
+        return "objects are being read" if self._resync.last is None else None
+
+
+async def run_operator(settings: Settings) -> int:
+    """Run the operator process and return its exit code."""
+    configure(settings.log_format, settings.log_level)
+    connection = await connect()
+    return await Operator(settings, connection).run()
