@@ -115,7 +115,7 @@ def _ask(question: Callable[[Connection[Any], Any], T]) -> T:
     from botplane.store.pool import connect
 
     with _told(), translated_errors(), connect(Settings().database_url) as conn:
-        return question(conn, utc_now())
+        return question(conn, utc_now().replace(microsecond=0))
 
 
 @contextmanager

@@ -87,7 +87,7 @@ class Operator:
             if watches.done() and watches.exception() is not None:
                 log.error("Watches failed", exc_info=watches.exception())
             self._queue.close()
-            await self._drained(SETTLE_SECONDS)
+            await self._queue.drained(SETTLE_SECONDS)
             await self._lease.release()
             lost.cancel()
             watches_stop.set()
@@ -162,7 +162,9 @@ class Operator:
         return {
             "Tenant": tenant,
             "Plan": PlanReconciler(self._cluster, self._postgres.publish),
-            "BotDeployment": BotReconciler(self._cluster, Templates(settings.templates_dir), around),
+            "BotDeployment": BotReconciler(
+                self._cluster, Templates(settings.templates_dir), around
+            ),
         }
 
     def _wake_bots(self, tenant: Key) -> None:
@@ -228,11 +230,6 @@ class Operator:
         verdicts = summarize(Outcome.IN_PROGRESS, "InternalError", text)
         kept = {k: v for k, v in (body.get("status") or {}).items() if k != "conditions"}
         await self._status.write(body, verdicts, kept)
-
-    async def _drained(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while self._queue.running and time.monotonic() < end:
-            await asyncio.sleep(0.02)
 
     def _live_problem(self) -> str | None:
         now = asyncio.get_running_loop().time()

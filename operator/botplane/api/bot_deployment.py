@@ -16,7 +16,6 @@ from botplane.api.types import (
     Timestamp,
     cel,
     list_map,
-    validations,
 )
 
 PortName = Annotated[
@@ -138,22 +137,26 @@ class Shutdown(APIModel):
 class BotDeploymentSpec(APIModel):
     """What the tenant declares about one bot."""
 
-    bot_type: Annotated[
-        str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$", min_length=1, max_length=31)
-    ]
+    bot_type: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$", min_length=1, max_length=31)]
     """Kind of bot, such as `arbitrage`; the bot reads it from BOTPLANE_BOT_TYPE."""
-    version: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$", min_length=1, max_length=128)
-    ] | None = None
+    version: (
+        Annotated[
+            str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$", min_length=1, max_length=128)
+        ]
+        | None
+    ) = None
     """Version of the operator's bot image. Give this or `image`."""
-    image: Annotated[
-        str,
-        Field(
-            pattern=r"^[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9._-]+)+(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$",
-            min_length=3,
-            max_length=400,
-        ),
-    ] | None = None
+    image: (
+        Annotated[
+            str,
+            Field(
+                pattern=r"^[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9._-]+)+(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$",
+                min_length=3,
+                max_length=400,
+            ),
+        ]
+        | None
+    ) = None
     """Complete image name, best with a digest, from a registry that the plan allows."""
     replicas: Annotated[int, Field(ge=0, le=1000)] | None = None
     """How many replicas run. Absent: 1, or what autoscaling decides."""
@@ -172,9 +175,7 @@ class BotDeploymentSpec(APIModel):
     """A volume at /data. Absent: none."""
     autoscaling: Autoscaling | None = None
     """Scaling by load. Absent: `replicas` counts."""
-    ports: Annotated[
-        list[Port], Field(max_length=10, json_schema_extra=list_map("name"))
-    ] = []
+    ports: Annotated[list[Port], Field(max_length=10, json_schema_extra=list_map("name"))] = []
     """Ports that the bot listens on. Default none."""
     health_check: HealthCheck | None = None
     """HTTP check. Absent: none."""

@@ -56,7 +56,7 @@ def _convert(node: dict[str, Any], defs: dict[str, Any], path: str) -> dict[str,
 
 
 def _without_defaults(node: Any) -> Any:
-    """Drop defaults inside list items: filled in by the API server, Git tools show them as drift."""
+    """Drop defaults inside list items: once filled in, Git tools show them as drift."""
     if isinstance(node, dict):
         return {k: _without_defaults(v) for k, v in node.items() if k != "default"}
     return node

@@ -227,7 +227,6 @@ TENANT_NAME_RULES = (
         f"!(self.metadata.name in {list(RESERVED_NAMES)}) && "
         "!self.metadata.name.startsWith('kube-') && !self.metadata.name.startsWith('openshift-') "
         "&& !self.metadata.name.contains('--')",
-        "`metadata.name` must not be a reserved name (default, system, kube-*, ...) or contain `--`",
+        "`metadata.name` must not be a reserved name (default, kube-*, ...) or contain `--`",
     ),
 )
-

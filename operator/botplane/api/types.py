@@ -116,7 +116,9 @@ DNSName = Annotated[
 ]
 ImageRegistry = Annotated[
     str,
-    Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9._-]+)*$", max_length=200),
+    Field(
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9._-]+)*$", max_length=200
+    ),
 ]
 """A registry host with an optional path: an image matches when it continues with `/`."""
 

@@ -32,7 +32,9 @@ class PlanReconciler:
             return Done()
         before = (body.get("status") or {}).get("revision")
         try:
-            revision = await self._publish(price_book(key[2], PlanSpec.model_validate(body["spec"])))
+            revision = await self._publish(
+                price_book(key[2], PlanSpec.model_validate(body["spec"]))
+            )
         except (Rejected, Retryable) as error:
             changed = await self._report(body, _failed(error), before)
             return Done(changed=changed, retry=error if isinstance(error, Retryable) else None)

@@ -90,7 +90,9 @@ class BotReconciler:
         if tenant.rights is None or not tenant.isolated:
             text = f"Tenant {tenant.name} is not set up yet; kubectl get tenant {tenant.name}"
             return Progress(waiting=Finding("TenantNotReady", text))
-        facts = policy.Facts(spec=spec, rights=tenant.rights, older=self._older(body, tenant.rights))
+        facts = policy.Facts(
+            spec=spec, rights=tenant.rights, older=self._older(body, tenant.rights)
+        )
         suspended = "spec.suspend is true" if spec.suspend else ""
         if tenant.suspended:
             suspended = f"tenant {tenant.name} is suspended"

@@ -102,7 +102,9 @@ def _workload(progress: Progress) -> Verdict:
     if not wanted or ready < wanted or updated < wanted:
         text = f"{ready} of {wanted or 'the'} replicas are ready, {updated} are up to date"
         return Verdict.fails("WorkloadAvailable", Finding("PodsStarting", text))
-    return Verdict.holds("WorkloadAvailable", "PodsReady", f"{ready} of {wanted} replicas are ready")
+    return Verdict.holds(
+        "WorkloadAvailable", "PodsReady", f"{ready} of {wanted} replicas are ready"
+    )
 
 
 def _condition(status: Mapping[str, Any], type_: str, value: str = "True") -> str:

@@ -25,13 +25,13 @@ class Templates:
     """The templates of a folder, each plain Kubernetes YAML with whole scalars as holes."""
 
     def __init__(self, folder: Path) -> None:
-        self._environment = Environment(  # noqa: S701 - YAML, escaped by tojson
+        self._environment = Environment(
             loader=FileSystemLoader(folder),
             undefined=StrictUndefined,
             finalize=_refuse_unfiltered,
             trim_blocks=True,
             lstrip_blocks=True,
-            autoescape=False,
+            autoescape=False,  # noqa: S701 - tojson escapes, finalize refuses the rest
         )
         self._environment.filters["tojson"] = yaml_scalar
 
@@ -42,7 +42,7 @@ class Templates:
             TemplateError: The text is not exactly one object of this kind and name.
         """
         text = self._environment.get_template(template).render(values)
-        documents = list(yaml.load_all(text, Loader=_LOADER))  # noqa: S506 - a safe loader
+        documents = list(yaml.load_all(text, Loader=_LOADER))
         if len(documents) != 1 or not isinstance(documents[0], dict):
             raise TemplateError(f"{template} rendered into {len(documents)} documents, not one")
         manifest: Manifest = documents[0]

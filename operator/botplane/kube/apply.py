@@ -1,4 +1,4 @@
-"""The choke point of all writes: inside the allow-table, only what differs, never what is foreign."""
+"""The choke point of all writes: inside the allow-table, what differs, never what is foreign."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Applier:
         for manifest in desired:
             boundary.check(ref_of(manifest))
         due = [manifest for manifest in desired if not self._children.is_settled(manifest)]
-        results = await asyncio.gather(*(self._apply_one(m, fresh) for m in due))
+        results = await asyncio.gather(*(self._apply_one(m, fresh=fresh) for m in due))
         failed = {ref_of(m): r for m, r in zip(due, results, strict=True) if r is not None}
         changed = tuple(ref_of(m) for m in due if ref_of(m) not in failed)
         return Applied(changed, failed)
@@ -91,14 +91,16 @@ class Applier:
         except (NotFoundError, ConflictError):
             self._children.forget(ref)
 
-    async def _apply_one(self, manifest: Manifest, fresh: bool) -> Rejected | Retryable | None:
+    async def _apply_one(self, manifest: Manifest, *, fresh: bool) -> Rejected | Retryable | None:
         ref = ref_of(manifest)
         child = self._children.get(ref)
         cause = "create"
         try:
             if child is not None:
                 if child.deleting:
-                    return Retryable("ObjectTerminating", f"{ref} is being deleted", after_seconds=1)
+                    return Retryable(
+                        "ObjectTerminating", f"{ref} is being deleted", after_seconds=1
+                    )
                 cause = "change" if child.settled else "drift"
             elif not fresh:
                 await self._refuse_foreign(ref, manifest)

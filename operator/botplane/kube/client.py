@@ -5,7 +5,6 @@ A quarter of a millisecond of CPU a call, where client libraries need three to t
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -35,7 +34,9 @@ class KubeClient:
         """Apply a manifest server-side, taking over its fields, and return the result."""
         ref = ref_of(manifest)
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._call("PATCH", ref, manifest, APPLY_PATCH, subresource=subresource, query=query)
+        return await self._call(
+            "PATCH", ref, manifest, APPLY_PATCH, subresource=subresource, query=query
+        )
 
     async def get(self, ref: Ref, *, metadata_only: bool = False) -> Manifest:
         """Return an object; with `metadata_only` its content never leaves the API server."""
@@ -98,7 +99,7 @@ class KubeClient:
             ) as response:
                 answer = await response.read()
                 status, retry_after = response.status, response.headers.get("Retry-After")
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             API_REQUESTS.labels(method, ref.kind, "none").inc()
             reason = f"{what}: no answer from the API server ({type(error).__name__})"
             raise Retryable("APIServerUnavailable", reason) from error

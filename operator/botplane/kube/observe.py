@@ -10,13 +10,19 @@ import json
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from botplane.api.labels import BOT, TENANT, TENANT_UID
 from botplane.kube.drift import canonical, digest, form, holds
 from botplane.kube.resources import Manifest, Ref, ref_of
 
-WORKLOAD_STATUS = ("replicas", "readyReplicas", "updatedReplicas", "observedGeneration", "conditions")
+WORKLOAD_STATUS = (
+    "replicas",
+    "readyReplicas",
+    "updatedReplicas",
+    "observedGeneration",
+    "conditions",
+)
 
 
 class Key(tuple[str, str, str]):
@@ -24,7 +30,8 @@ class Key(tuple[str, str, str]):
 
     __slots__ = ()
 
-    def __new__(cls, kind: str, namespace: str, name: str) -> Key:
+    def __new__(cls, kind: str, namespace: str, name: str) -> Self:
+        """Return the key of an object; cluster-scoped kinds have an empty namespace."""
         return super().__new__(cls, (kind, namespace, name))
 
     @property

@@ -19,7 +19,9 @@ class Resource(NamedTuple):
     @property
     def root(self) -> str:
         """Path that all objects of this API version live under."""
-        return f"/api/{self.api_version}" if self.api_version == "v1" else f"/apis/{self.api_version}"
+        return (
+            f"/api/{self.api_version}" if self.api_version == "v1" else f"/apis/{self.api_version}"
+        )
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         """Return the path of an object, or of the collection when no name is given."""
@@ -39,7 +41,11 @@ class Ref(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+        return (
+            f"{self.kind} {self.namespace}/{self.name}"
+            if self.namespace
+            else f"{self.kind} {self.name}"
+        )
 
 
 def _resource(api_version: str, kind: str, plural: str, *, namespaced: bool = True) -> Resource:

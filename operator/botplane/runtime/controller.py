@@ -87,7 +87,9 @@ class Controller:
 
     def _retry(self, key: Key, error: Retryable) -> None:
         delay = self._queue.backoff(key, error.after_seconds or 0.0)
-        log.info("Waiting", reason=error.reason, message=error.message, retry_seconds=round(delay, 2))
+        log.info(
+            "Waiting", reason=error.reason, message=error.message, retry_seconds=round(delay, 2)
+        )
 
     async def _report(self, key: Key, error: Exception) -> None:
         try:

@@ -27,7 +27,7 @@ class EndlessBackoff:
     def __iter__(self) -> Iterator[float]:
         delay = 1.0
         while True:
-            yield delay * random.uniform(0.7, 1.3)  # noqa: S311 - jitter
+            yield delay * random.uniform(0.7, 1.3)
             delay = min(delay * 2, 30.0)
 
 
@@ -53,9 +53,7 @@ class FrontEnd:
 
         @kopf.on.login(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
         async def login(**_: Any) -> kopf.AiohttpSession:
-            return kopf.AiohttpSession(
-                server=connection.server, aiohttp_session=connection.session
-            )
+            return kopf.AiohttpSession(server=connection.server, aiohttp_session=connection.session)
 
         for kind in (*self._kinds, *self._child_kinds):
             self._register(registry, kind)

@@ -29,6 +29,8 @@ class WorkQueue(Generic[K]):
         self._since: dict[K, float] = {}
         self._running: set[K] = set()
         self._again: set[K] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._delayed: list[tuple[float, int, K]] = []
         self._order = itertools.count()
         self._failures: dict[K, int] = {}
@@ -38,11 +40,6 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         """How many keys are ready or running."""
         return len(self._since) + len(self._running)
-
-    @property
-    def running(self) -> int:
-        """How many passes are under way."""
-        return len(self._running)
 
     @property
     def oldest_seconds(self) -> float:
@@ -66,14 +63,23 @@ class WorkQueue(Generic[K]):
     def backoff(self, key: K, at_least: float = 0.0) -> float:
         """Ask for a pass after a delay that grows with each failure in a row; return the delay."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        ceiling = min(FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 20), LAST_BACKOFF_SECONDS)
-        delay = max(at_least, ceiling * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        ceiling: float = min(
+            FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 20), LAST_BACKOFF_SECONDS
+        )
+        delay = max(at_least, ceiling * random.uniform(0.5, 1.0))
         self.add_after(key, delay)
         return delay
 
     def succeeded(self, key: K) -> None:
         """Forget the failures of a key."""
         self._failures.pop(key, None)
+
+    async def drained(self, seconds: float) -> None:
+        """Wait until no pass is under way, at most so long."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return
 
     def close(self) -> None:
         """Let workers stop after the pass they are in; keys that wait are dropped."""
@@ -89,10 +95,13 @@ class WorkQueue(Generic[K]):
                 return
             del self._since[key]
             self._running.add(key)
+            self._idle.clear()
             try:
                 await run(key)
             finally:
                 self._running.discard(key)
+                if not self._running:
+                    self._idle.set()
                 if key in self._again:
                     self._again.discard(key)
                     self.add(key)

@@ -21,7 +21,7 @@ RESYNC_SECONDS = 300.0
 
 
 class Resync:
-    """Lists every kind and finds what a lost watch event hid: also deletions, which kopf never tells."""
+    """Lists every kind and finds what a lost watch event hid; a deletion too."""
 
     def __init__(self, client: KubeClient, objects: Objects, children: Children) -> None:
         self._client = client

@@ -30,7 +30,9 @@ class SecretPoll:
         self._client = client
         self._children = children
 
-    async def run(self, namespaces: Callable[[], Iterable[str]], add: Callable[[Key], None]) -> None:
+    async def run(
+        self, namespaces: Callable[[], Iterable[str]], add: Callable[[Key], None]
+    ) -> None:
         """Do rounds for ever, at most 50 lists a second: 150 tenants are seen every 3 seconds."""
         while True:
             names = list(namespaces())

@@ -22,9 +22,7 @@ log = structlog.get_logger()
 class StatusWriter:
     """Writes the status of custom resources."""
 
-    def __init__(
-        self, client: KubeClient, objects: Objects, wall: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, client: KubeClient, objects: Objects, wall: Callable[[], datetime]) -> None:
         self._client = client
         self._objects = objects
         self._wall = wall
@@ -52,7 +50,9 @@ class StatusWriter:
         meta = {k: v for k, v in body["metadata"].items() if k in {"name", "namespace"}}
         kind = {"apiVersion": body["apiVersion"], "kind": body["kind"]}
         try:
-            written = await self._client.apply({**kind, "metadata": meta, "status": status}, "status")
+            written = await self._client.apply(
+                {**kind, "metadata": meta, "status": status}, "status"
+            )
         except NotFoundError:
             self._objects.forget(key_of(body))
             return False
@@ -62,9 +62,17 @@ class StatusWriter:
 
     async def _tell(self, body: Manifest, before: Manifest, ready: dict[str, Any]) -> None:
         last = next((c for c in before.get("conditions", ()) if c["type"] == "Ready"), None)
-        if last is not None and (last["status"], last["reason"]) == (ready["status"], ready["reason"]):
+        if last is not None and (last["status"], last["reason"]) == (
+            ready["status"],
+            ready["reason"],
+        ):
             return
-        log.info("Ready changed", status=ready["status"], reason=ready["reason"], message=ready["message"])
+        log.info(
+            "Ready changed",
+            status=ready["status"],
+            reason=ready["reason"],
+            message=ready["message"],
+        )
         try:
             await self._client.create(transition_event(body, ready, self._wall()))
         except (ConflictError, NotFoundError, Rejected, Retryable) as error:

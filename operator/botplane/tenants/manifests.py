@@ -17,9 +17,18 @@ from botplane.tenants.policy import Entitlements
 
 POD_SECURITY = "pod-security.kubernetes.io"
 POD_SECURITY_VERSION = "v1.34"
-PRIVATE_RANGES = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16")
+PRIVATE_RANGES = (
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "169.254.0.0/16",
+)
 PRIVATE_RANGES_V6 = ("fc00::/7", "fe80::/10")
-ROLES = {MemberRole.VIEWER: "botplane:tenant-viewer", MemberRole.OPERATOR: "botplane:tenant-operator"}
+ROLES = {
+    MemberRole.VIEWER: "botplane:tenant-viewer",
+    MemberRole.OPERATOR: "botplane:tenant-operator",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +86,9 @@ def allowances(context: Context) -> list[Manifest]:
     https = [{"protocol": "TCP", "port": 443}]
     return [
         network_policy(context, "allow-dns", _egress([dns], ports)),
-        network_policy(context, "allow-gateway", _egress([gateway], [{"protocol": "TCP", "port": 8545}])),
+        network_policy(
+            context, "allow-gateway", _egress([gateway], [{"protocol": "TCP", "port": 8545}])
+        ),
         network_policy(context, "allow-internet", _egress(internet, https)),
         *access(context),
     ]
@@ -90,9 +101,13 @@ def access(context: Context) -> list[Manifest]:
         "name": context.operator_account,
         "namespace": context.operator_namespace,
     }
-    bindings = [_role_binding(context, "botplane-operator", "botplane:tenant-namespace", [operator])]
+    bindings = [
+        _role_binding(context, "botplane-operator", "botplane:tenant-namespace", [operator])
+    ]
     for role, cluster_role in ROLES.items():
-        subjects = [_subject(context, m.kind, m.name) for m in context.spec.members if m.role is role]
+        subjects = [
+            _subject(context, m.kind, m.name) for m in context.spec.members if m.role is role
+        ]
         if subjects:
             bindings.append(
                 _role_binding(context, f"tenant-{role.value.lower()}s", cluster_role, subjects)
@@ -151,17 +166,26 @@ def resource_quota(context: Context) -> Manifest:
 def limit_range(context: Context) -> Manifest:
     """Return the defaults and bounds of containers and volumes."""
     bot = context.rights.plan.bot
-    container = {
-        "type": "Container",
-        "default": {"cpu": bot.max_cpu.canonical, "memory": bot.max_memory.canonical},
-        "defaultRequest": {"cpu": bot.default_cpu.canonical, "memory": bot.default_memory.canonical},
-        "max": {"cpu": bot.max_cpu.canonical, "memory": bot.max_memory.canonical},
-    }
-    container["default"] |= {"ephemeral-storage": "1Gi"}
-    container["defaultRequest"] |= {"ephemeral-storage": "64Mi"}
-    limits: list[dict[str, Any]] = [container]
+    limits: list[dict[str, Any]] = [
+        {
+            "type": "Container",
+            "default": {
+                "cpu": bot.max_cpu.canonical,
+                "memory": bot.max_memory.canonical,
+                "ephemeral-storage": "1Gi",
+            },
+            "defaultRequest": {
+                "cpu": bot.default_cpu.canonical,
+                "memory": bot.default_memory.canonical,
+                "ephemeral-storage": "64Mi",
+            },
+            "max": {"cpu": bot.max_cpu.canonical, "memory": bot.max_memory.canonical},
+        }
+    ]
     if bot.max_storage.value:
-        limits.append({"type": "PersistentVolumeClaim", "max": {"storage": bot.max_storage.canonical}})
+        limits.append(
+            {"type": "PersistentVolumeClaim", "max": {"storage": bot.max_storage.canonical}}
+        )
     return _namespaced(context, "v1", "LimitRange", "plan") | {"spec": {"limits": limits}}
 
 

@@ -104,7 +104,7 @@ def plan_findings(spec: TenantSpec, plan: PlanSpec, bots: int) -> list[Finding]:
         findings.append(
             Finding(
                 "RegistryNotAllowed",
-                f'spec.configuration.imageRegistries has {", ".join(foreign)}; plan '
+                f"spec.configuration.imageRegistries has {', '.join(foreign)}; plan "
                 f'"{spec.plan_ref.name}" allows {", ".join(plan.image_registries) or "none"}',
             )
         )

@@ -26,7 +26,15 @@ from botplane.tenants.accounts import TenantAccount
 from botplane.tenants.status import Progress, tenant_verdicts
 
 KINDS = frozenset(
-    {"Namespace", "ConfigMap", "NetworkPolicy", "ResourceQuota", "LimitRange", "ServiceAccount", "RoleBinding"}
+    {
+        "Namespace",
+        "ConfigMap",
+        "NetworkPolicy",
+        "ResourceQuota",
+        "LimitRange",
+        "ServiceAccount",
+        "RoleBinding",
+    }
 )
 
 NAMESPACE_CONFLICT_SECONDS = 10.0
@@ -135,7 +143,9 @@ class TenantReconciler:
             "Delete it or choose another tenant name",
         )
 
-    async def _register(self, body: Manifest, context: manifests.Context) -> Rejected | Retryable | None:
+    async def _register(
+        self, body: Manifest, context: manifests.Context
+    ) -> Rejected | Retryable | None:
         try:
             await self._accounts.register(account_of(body, context.spec))
         except (Rejected, Retryable) as error:

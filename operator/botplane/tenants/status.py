@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from botplane.api.conditions import Finding, Outcome, Verdict, summarize
@@ -52,10 +52,10 @@ def tenant_verdicts(progress: Progress) -> list[Verdict]:
     """Return every condition of the tenant, in order of the steps."""
     steps = [_step(type_, progress) for type_ in STEPS]
     details = [*steps, _billing(progress), _within_plan(progress.beyond_plan), _suspended(progress)]
-    return [*_ready(progress, steps), *details]
+    return [*_ready(progress), *details]
 
 
-def _ready(progress: Progress, steps: Iterable[Verdict]) -> list[Verdict]:
+def _ready(progress: Progress) -> list[Verdict]:
     if progress.blocked is not None:
         return summarize(Outcome.STALLED, *progress.blocked)
     errors = [*progress.failed.values(), *([progress.billing] if progress.billing else [])]
