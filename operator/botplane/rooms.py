@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import astuple
 from datetime import datetime
@@ -35,6 +36,7 @@ from botplane.usage.status import figures
 log = structlog.get_logger()
 T = TypeVar("T")
 
+SHOWN_FOR_SECONDS = 60.0
 KINDS = ("Plan", "Tenant", "BotDeployment")
 CHILD_KINDS = (
     "Namespace",
@@ -151,7 +153,7 @@ class Postgres:
         self._clock = clock
         self._registered: dict[UUID, str] = {}
         self._published: dict[str, tuple[str, int]] = {}
-        self._figures: dict[str, dict[str, Any]] = {}
+        self._figures: dict[str, tuple[dict[str, Any] | None, float]] = {}
 
     def close(self) -> None:
         """Close the connections."""
@@ -172,17 +174,26 @@ class Postgres:
 
     def usage(self, uid: str) -> dict[str, Any] | None:
         """Return the rounded usage of a tenant or bot, or None while there is none."""
-        return self._figures.get(uid)
+        return self._figures.get(uid, (None, 0.0))[0]
 
     async def refresh_usage(self) -> list[str]:
-        """Read the usage of all tenants at once; return the uids of objects whose figures moved."""
+        """Read the usage of all tenants at once; return the uids whose status shall change.
+
+        What a status shows stays for a minute, however fast the figures move.
+        """
         try:
             totals = await self._call(usage_store.usage_summaries, self._clock())
         except (Rejected, Retryable) as error:
             log.warning("Usage was not read", reason=error.reason, message=error.message)
             return []
-        before, self._figures = self._figures, figures(*totals)
-        return [uid for uid, shown in self._figures.items() if before.get(uid) != shown]
+        now = time.monotonic()
+        moved = []
+        for uid, shown in figures(*totals).items():
+            last, at = self._figures.get(uid, (None, -SHOWN_FOR_SECONDS))
+            if shown != last and now - at >= SHOWN_FOR_SECONDS:
+                self._figures[uid] = (shown, now)
+                moved.append(uid)
+        return moved
 
     async def _register(self, account: TenantAccount) -> None:
         content = digest([str(field) for field in astuple(account)])

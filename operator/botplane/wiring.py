@@ -39,6 +39,7 @@ from botplane.tenants.reconcile import Site, TenantReconciler
 log = structlog.get_logger()
 
 STUCK_SECONDS = 120.0
+USAGE_SECONDS = 10.0
 SETTLE_SECONDS = 8.0
 
 
@@ -201,12 +202,12 @@ class Operator:
             self._queue.add(key)
 
     async def _follow_usage(self) -> None:
-        """Once a minute, show in the status what has moved."""
+        """Show in the status what has been used."""
         while True:
             moved = await self._postgres.refresh_usage()
             for key in self._neighbours.by_uid(moved):
                 self._add(key)
-            await asyncio.sleep(60)
+            await asyncio.sleep(USAGE_SECONDS)
 
     async def _measure(self) -> None:
         while True:

@@ -101,7 +101,7 @@ def env(state: Path) -> int:
     kept = [part for part in os.environ.get("PATH", "").split(":") if Path(part) not in folders]
     for name, value in {
         "KUBECONFIG": str(kubeconfig),
-        "DATABASE_URL": _database_url(server),
+        "DATABASE_URL": database(server),
         "PATH": ":".join([*map(str, folders), *kept]),
     }.items():
         print(f"export {name}={shlex.quote(value)}")
@@ -111,12 +111,12 @@ def env(state: Path) -> int:
 def _start_postgres(state: Path, say: Say) -> str:
     started = time.monotonic()
     server = postgres.start(state)
-    url = _database_url(server)
+    url = database(server)
     say(f"postgres: {time.monotonic() - started:.1f} s")
     return url
 
 
-def _database_url(server: postgres.Postgres) -> str:
+def database(server: postgres.Postgres) -> str:
     """The database of `DATABASE_URL` is used as it is; ours is called botplane."""
     return server.url if server.state is None else server.ensure_database(DATABASE)
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -38,6 +38,8 @@ class Program:
     user: int | None = None
     group: int | None = None
     stop_signal: int = signal.SIGTERM
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables beside those of the starter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ def start(program: Program, state: Path) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd="/",
-            env=owned_environment(state),
+            env=owned_environment(state) | program.environment,
             user=program.user,
             group=program.group,
             extra_groups=None if program.group is None else [],

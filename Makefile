@@ -1,0 +1,69 @@
+# The only entry for people and CI. `make help` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+.DEFAULT_GOAL := help
+
+##@ Start here
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: setup ## Start everything, apply manifests/examples, print usage and invoices; leave it running
+	@$(BIN)/python -m tests.support.demo
+
+.PHONY: down
+down: ## Stop what `make demo` started
+	@if test -x $(BIN)/python; then $(BIN)/python -m tests.support.demo down; fi
+
+.PHONY: env
+env: ## Print what `eval "$$(make -s env)"` needs to talk to the demo
+	@$(BIN)/python -m tests.support.controlplane env
+
+##@ Work on it
+.PHONY: setup
+setup: $(VENV)/.synced ## Create .venv from uv.lock
+
+$(VENV)/.synced: pyproject.toml uv.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv sync --quiet --frozen --all-extras --inexact
+	@touch $@
+
+.PHONY: check
+check: setup ## Lint, types, import rules, generated files, unit tests: under a minute, no cluster
+	@test ! -e operator/__init__.py || \
+		{ echo 'operator/__init__.py would shadow the standard library: remove it'; exit 1; }
+	@$(BIN)/python -m tests.support.tree_rules
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
+	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory verify
+	@$(BIN)/python -m pytest -q tests/unit
+
+.PHONY: test
+test: check ## Everything that CI runs, on a real API server and a real PostgreSQL
+	@$(BIN)/python -m pytest -v --durations=10 tests --ignore=tests/unit --ignore=tests/bench
+
+.PHONY: bench
+bench: setup ## Measure, side by side with the floor of the same run
+	@$(BIN)/python -m tests.bench
+
+.PHONY: generate
+generate: setup ## Write the generated files
+	@$(BIN)/python -m botplane.api.generate crds
+
+.PHONY: verify
+verify: setup ## Fail when a generated file is not current
+	@tmp=$$(mktemp -d) && trap 'rm -rf '$$tmp EXIT && $(BIN)/python -m botplane.api.generate $$tmp > /dev/null && \
+		diff -ru crds $$tmp || { echo 'run `make generate`'; exit 1; }
+
+.PHONY: format
+format: setup ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .

@@ -1,0 +1,187 @@
+"""A slow, independent rating: second by second, in fractions, from the rules and not the code.
+
+It shares nothing with the product: no SQL, no decimals, its own calendar and its own rounding.
+Rules: a period is half-open between local midnights of the anchor day. Each second and each event
+is priced by the plan and the revision of its own moment. What is per period (fee, included
+quantity, flat fees, commitment) counts by seconds. Each line is rounded once, half to even.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from zoneinfo import ZoneInfo
+
+MINOR_UNITS = {"USD": 2, "JPY": 0, "KWD": 3}
+SECOND = timedelta(seconds=1)
+
+
+@dataclass(frozen=True)
+class Price:
+    """A price as a person would write it; tiers are (upper end or None, unit price, flat fee)."""
+
+    model: str
+    included: Fraction
+    unit_size: Fraction
+    tiers: list[tuple[Fraction | None, Fraction, Fraction]]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What a plan charges from a moment on (None: since ever)."""
+
+    since: datetime | None
+    fee: Fraction
+    commitment: Fraction
+    prices: dict[str, Price]
+
+
+@dataclass
+class Customer:
+    """One tenant and all that it used."""
+
+    currency: str
+    zone: str
+    anchor_day: int
+    phases: list[tuple[datetime, datetime | None, str]]
+    runs: list[tuple[datetime, datetime, str, int, int]] = field(default_factory=list)
+    events: list[tuple[datetime, str, Fraction]] = field(default_factory=list)
+
+
+Cut = tuple[datetime, datetime, Revision]
+ExpectedLine = tuple[str, Fraction, Fraction, int]
+"""Key, quantity, exact amount at 18 decimals, amount in minor units."""
+
+
+def half_even(number: Fraction) -> int:
+    """Round to the nearest integer; of two that are as near, to the even one."""
+    below = number.numerator // number.denominator
+    twice = 2 * (number - below)
+    if twice == 1:
+        return below if below % 2 == 0 else below + 1
+    return below if twice < 1 else below + 1
+
+
+def at_decimals(number: Fraction, decimals: int) -> Fraction:
+    """Round half to even at a number of decimals."""
+    return Fraction(half_even(number * 10**decimals), 10**decimals)
+
+
+def period_bounds(customer: Customer, year: int, month: int) -> tuple[datetime, datetime]:
+    """Return the local midnights, in UTC, that bound the period named after a month."""
+    zone = ZoneInfo(customer.zone)
+    following = (year + month // 12, month % 12 + 1)
+    start, end = (
+        datetime(y, m, customer.anchor_day, tzinfo=zone).astimezone(UTC)
+        for y, m in ((year, month), following)
+    )
+    return start, end
+
+
+def expected_lines(
+    customer: Customer, plans: dict[str, list[Revision]], bounds: tuple[datetime, datetime]
+) -> list[ExpectedLine]:
+    """Return the lines that the invoice of one period must have, sorted by key."""
+    cuts = list(_cuts(customer, plans, bounds))
+    period = _seconds(*bounds)
+    used = _metered(customer, cuts)
+    lines, usage_minor, committed = [], 0, Fraction(0)
+    for number, (start, end, revision) in enumerate(cuts):
+        share = Fraction(_seconds(start, end), period)
+        stamp = f"{start:%Y-%m-%dT%H:%M:%SZ}"
+        lines.append(_line(f"subscription/{stamp}", Fraction(1), revision.fee * share, customer))
+        committed += revision.commitment * share
+        for meter, price in revision.prices.items():
+            quantity = used[number][meter]
+            quantity = Fraction(int(quantity * 10**12), 10**12)
+            if quantity > 0:
+                amount = _amount(price, quantity, share)
+                lines.append(_line(f"usage/{meter}/{stamp}", quantity, amount, customer))
+                usage_minor += lines[-1][3]
+    missing = at_decimals(committed, 18) - Fraction(
+        usage_minor, 10 ** MINOR_UNITS[customer.currency]
+    )
+    if missing > 0 and any(revision.commitment for _, _, revision in cuts):
+        lines.append(_line("commitment", Fraction(1), missing, customer))
+    return sorted(lines)
+
+
+def _line(key: str, quantity: Fraction, amount: Fraction, customer: Customer) -> ExpectedLine:
+    exact = at_decimals(amount, 18)
+    return key, quantity, exact, half_even(exact * 10 ** MINOR_UNITS[customer.currency])
+
+
+def _cuts(
+    customer: Customer, plans: dict[str, list[Revision]], bounds: tuple[datetime, datetime]
+) -> Iterator[Cut]:
+    for since, until, plan in customer.phases:
+        revisions = plans[plan]
+        for number, revision in enumerate(revisions):
+            following = revisions[number + 1].since if number + 1 < len(revisions) else None
+            start = max(bounds[0], since, revision.since or since)
+            end = min(bounds[1], until or bounds[1], following or bounds[1])
+            if start < end:
+                yield start, end, revision
+
+
+def _metered(customer: Customer, cuts: list[Cut]) -> list[dict[str, Fraction]]:
+    used: list[dict[str, Fraction]] = [defaultdict(Fraction) for _ in cuts]
+    for start, end, container, cpu_milli, mem_bytes in customer.runs:
+        for number, seconds in _seconds_in(cuts, start, end).items():
+            used[number]["bot_seconds"] += seconds if container == "bot" else 0
+            used[number]["cpu_core_seconds"] += seconds * Fraction(cpu_milli, 1000)
+            used[number]["memory_gib_seconds"] += seconds * Fraction(mem_bytes, 2**30)
+    for moment, meter, quantity in customer.events:
+        for number in _seconds_in(cuts, moment, moment + SECOND):
+            used[number][meter] += quantity
+    return used
+
+
+def _seconds_in(cuts: list[Cut], start: datetime, end: datetime) -> Counter[int]:
+    """Count, one by one, the seconds of a run that each cut holds."""
+    seconds, moment = Counter[int](), start
+    while moment < end:
+        seconds.update(n for n, (lo, hi, _) in enumerate(cuts) if lo <= moment < hi)
+        moment += SECOND
+    return seconds
+
+
+def _amount(price: Price, quantity: Fraction, share: Fraction) -> Fraction:
+    included = Fraction(int(price.included * share * 10**12), 10**12)
+    billable = max(quantity - included, Fraction(0))
+    if billable == 0:
+        return Fraction(0)
+    _, first_price, first_flat = price.tiers[0]
+    match price.model:
+        case "PerUnit":
+            return billable * first_price / price.unit_size + first_flat * share
+        case "Flat":
+            return first_flat * share
+        case "Package":
+            packages = -(-billable // price.unit_size)
+            return packages * first_price + first_flat * share
+        case "Volume":
+            _, unit_price, flat = next(
+                tier for tier in price.tiers if tier[0] is None or billable <= tier[0]
+            )
+            return billable * unit_price / price.unit_size + flat * share
+        case _:
+            return _graduated(price, billable, share)
+
+
+def _graduated(price: Price, billable: Fraction, share: Fraction) -> Fraction:
+    total, left, lower = Fraction(0), billable, Fraction(0)
+    for upper, unit_price, flat in price.tiers:
+        width = left if upper is None else min(left, upper - lower)
+        if left > 0:
+            total += width * unit_price / price.unit_size + flat * share
+        left -= width
+        lower = lower if upper is None else upper
+    return total
+
+
+def _seconds(start: datetime, end: datetime) -> int:
+    return (end - start) // SECOND
