@@ -136,6 +136,20 @@ CREATE TABLE subscription_phase (
 );
 COMMENT ON TABLE subscription_phase IS 'Which plan a tenant had when; null ends_at is today''s.';
 
+-- What a phase was is history; only its end may get known, and its plan while it has none.
+CREATE FUNCTION subscription_phase_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.ends_at IS NOT NULL
+        OR (NEW.tenant_id, NEW.starts_at) IS DISTINCT FROM (OLD.tenant_id, OLD.starts_at)
+    THEN
+        RAISE EXCEPTION 'the phase of tenant % from % on is history', OLD.tenant_id, OLD.starts_at
+            USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER subscription_phase_guard BEFORE UPDATE ON subscription_phase
+    FOR EACH ROW EXECUTE FUNCTION subscription_phase_guard();
+
 CREATE TABLE billing_period (
     tenant_id uuid NOT NULL REFERENCES tenant,
     period text NOT NULL CHECK (period ~ '^[0-9]{4}-[0-9]{2}$'),

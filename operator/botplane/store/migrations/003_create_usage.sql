@@ -91,6 +91,8 @@ CREATE TABLE usage_event_default PARTITION OF usage_event DEFAULT;
 CREATE TABLE usage_hourly_default PARTITION OF usage_hourly DEFAULT;
 
 -- Make the month partitions that touch [from_day, to_day); rows that came too early move along.
+-- Existence is read from pg_class: to_regclass() may remember from before the lock that there is
+-- none.
 CREATE FUNCTION ensure_partitions(from_day date, to_day date) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -106,7 +108,9 @@ BEGIN
             ('usage_hourly', 'hour')) AS p (name, key)
         LOOP
             child := parent.name || '_' || to_char(month, 'YYYYMM');
-            CONTINUE WHEN to_regclass(child) IS NOT NULL;
+            CONTINUE WHEN EXISTS (SELECT FROM pg_class c WHERE c.relname = child);
+            PERFORM pg_advisory_xact_lock(hashtextextended('ensure_partitions', 0));
+            CONTINUE WHEN EXISTS (SELECT FROM pg_class c WHERE c.relname = child);
             EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', child, parent.name);
             EXECUTE format('WITH early AS (DELETE FROM %I WHERE %I >= %L AND %I < %L RETURNING *)
                 INSERT INTO %I SELECT * FROM early', parent.name || '_default',
