@@ -19,11 +19,11 @@ _METERS = {
     "bot_seconds": ("Bot runtime", "h", 3600),
     "cpu_core_seconds": ("CPU requested", "core-h", 3600),
     "memory_gib_seconds": ("Memory requested", "GiB-h", 3600),
-    "rpc_calls": ("RPC calls", "calls", 1),
+    "rpc_calls": ("RPC calls", "call", 1),
     "storage_gb_hours": ("Storage", "GB-h", 1),
     "bandwidth_gb": ("Bandwidth", "GB", 1),
-    "ai_units": ("AI processing", "units", 1),
-    "premium_features": ("Premium features", "uses", 1),
+    "ai_units": ("AI processing", "unit", 1),
+    "premium_features": ("Premium features", "use", 1),
 }
 """Title, unit for people, and how much of the meter is one of that unit."""
 
@@ -56,18 +56,15 @@ def render_json(invoice: Invoice) -> str:
 def render_table(invoice: Invoice) -> str:
     """Return the invoice as text of fixed width, quantities for people with the exact ones."""
     billed = invoice.billed
-    title = invoice.number or "DRAFT"
+    title = invoice.number or "without number"
     rows = [
         f"INVOICE {title}".ljust(WIDTH - 14) + invoice.status.value.upper().rjust(14),
         "",
         *_pairs(
             ("Tenant", f"{billed.tenant} ({billed.tenant_id})"),
             ("Organization", billed.organization),
-            (
-                "Period",
-                f"{billed.period}: {_minute(billed.starts_at)} to "
-                f"{_minute(billed.ends_at)} UTC ({billed.time_zone})",
-            ),
+            ("Period", f"{billed.period} ({billed.time_zone})"),
+            ("", f"{_minute(billed.starts_at)} to {_minute(billed.ends_at)} UTC"),
             ("Issued", "" if invoice.issued_at is None else _minute(invoice.issued_at) + " UTC"),
             ("Provisional", invoice.draft_reason or ""),
         ),

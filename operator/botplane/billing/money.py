@@ -26,13 +26,11 @@ EXACT = Context(
 )
 """The context of all arithmetic with money: mixing in a float raises `FloatOperation`."""
 
-MINOR_UNITS: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(
-        "AUD BRL CAD CHF CZK DKK EUR GBP HKD INR MXN NOK NZD PLN SEK SGD USD ZAR".split(), 2
-    )
-    | dict.fromkeys("CLP JPY KRW".split(), 0)
-    | dict.fromkeys("BHD KWD OMR TND".split(), 3)
-)
+MINOR_UNITS: Mapping[str, int] = MappingProxyType({
+    "AUD": 2, "BHD": 3, "BRL": 2, "CAD": 2, "CHF": 2, "CLP": 0, "CZK": 2, "DKK": 2, "EUR": 2,
+    "GBP": 2, "HKD": 2, "INR": 2, "JPY": 0, "KRW": 0, "KWD": 3, "MXN": 2, "NOK": 2, "NZD": 2,
+    "OMR": 3, "PLN": 2, "SEK": 2, "SGD": 2, "TND": 3, "USD": 2, "ZAR": 2,
+})  # fmt: skip
 """Decimals of the minor unit by currency (ISO 4217); the table `currency` holds the same."""
 
 
