@@ -1,0 +1,84 @@
+"""The golden cases: usage in, an invoice to the last digit out."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+
+from botplane.billing.invoices import Invoice, Line, Status, amount_text
+from botplane.billing.money import plain
+from botplane.billing.run import invoice
+from botplane.billing.store import publish_plan
+from botplane.tenants.store import register_tenant
+from tests.support.billing import (
+    LATER,
+    Run,
+    a_plan,
+    an_account,
+    at,
+    complete_until,
+    record_runs,
+    record_usage,
+)
+
+CASES = yaml.load(
+    (Path(__file__).parent / "golden.yaml").read_text(),
+    yaml.BaseLoader,  # noqa: S506 - every scalar stays text, so that no decimal becomes a float
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
+def test_invoice_is_right_to_the_last_digit(
+    conn: psycopg.Connection[Any], case: dict[str, Any]
+) -> None:
+    phases = case.get("subscribed", [["2026-10-01T00:00:00Z", "basic"]])
+    for name, prices in case["prices"].items():
+        publish_plan(conn, a_plan(name, **prices), at(phases[0][0]))
+    account = an_account(
+        currency=case.get("currency", "USD"),
+        time_zone=case.get("time_zone", "UTC"),
+        anchor_day=int(case.get("anchor_day", 1)),
+        subscription_start=at(phases[0][0]),
+    )
+    for since, plan in phases:
+        register_tenant(conn, an_account(**vars(account) | {"plan": plan}), at(since))
+    record_runs(conn, account.tenant_id, [_run(run) for run in case.get("runs", [])])
+    record_usage(
+        conn,
+        account.tenant_id,
+        [
+            (at(moment), meter, Decimal(quantity))
+            for moment, meter, quantity in case.get("usage", [])
+        ],
+    )
+    now = at(phases[0][0]) + LATER
+    complete_until(conn, now)
+
+    for period, expected in case["invoices"].items():
+        issued = invoice(conn, "acme", period, now)
+
+        charged = [
+            _summary(line, issued)
+            for line in issued.lines
+            if line.detail.get("feeMinor") or line.kind != "subscription"
+        ]
+        assert charged == expected["lines"]
+        assert amount_text(issued.total_minor, issued.billed.currency) == expected["total"]
+        assert issued.status is (Status.FINALIZED if issued.total_minor else Status.PAID)
+        assert issued.billed.starts_at == at(expected.get("start", str(issued.billed.starts_at)))
+        assert issued.billed.ends_at == at(expected.get("end", str(issued.billed.ends_at)))
+
+
+def _run(run: dict[str, str]) -> Run:
+    cpu_milli = int(run.get("cpu_milli", "1000"))
+    return Run(start=at(run["start"]), end=at(run["end"]), cpu_milli=cpu_milli)
+
+
+def _summary(line: Line, issued: Invoice) -> list[str]:
+    amount = amount_text(line.amount_minor, issued.billed.currency)
+    return [line.meter or line.kind, plain(line.quantity), plain(line.exact), amount]

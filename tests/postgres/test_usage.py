@@ -1,0 +1,141 @@
+"""Where tenants stand now: the figures of their next invoice, by bot and in sum."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from botplane.billing.run import invoice
+from botplane.billing.store import publish_plan
+from botplane.errors import Rejected
+from botplane.tenants.accounts import TenantAccount
+from botplane.tenants.store import close_tenant, register_tenant
+from botplane.usage.store import BotUsage, UsageSummary, usage_by_bot, usage_summaries
+from tests.support.billing import (
+    Run,
+    a_plan,
+    an_account,
+    at,
+    complete_until,
+    per_hour,
+    record_runs,
+    record_usage,
+)
+
+NOW = at("2026-11-10T12:00:00Z")
+
+
+@pytest.fixture
+def acme(conn: psycopg.Connection[Any]) -> TenantAccount:
+    """A tenant with bot `arb` (two pods, one runs), `grid` (was deleted) and `idle`."""
+    calls = {"meter": "rpc_calls", "model": "PerUnit", "tiers": [{"unitPrice": "0.01"}]}
+    publish_plan(conn, a_plan(fee="30.00", prices=[per_hour("0.06"), calls]), at("2026-10-01"))
+    account = an_account()
+    register_tenant(conn, account, at("2026-10-01"))
+    arb, grid = uuid4(), uuid4()
+    conn.cursor().executemany(
+        "INSERT INTO bot VALUES (%s, %s, %s, '2026-10-01', %s)",
+        [
+            (account.tenant_id, arb, "arb", None),
+            (account.tenant_id, grid, "grid", at("2026-11-05")),
+            (account.tenant_id, uuid4(), "idle", None),
+        ],
+    )
+    runs = [
+        Run(start=at("2026-10-31T23:00:00Z"), end=at("2026-11-01T01:00:00Z"), bot_id=arb),
+        Run(start=at("2026-11-10T11:00:00Z"), end=None, bot_id=arb),
+        Run(start=at("2026-11-10T11:00:00Z"), end=None, bot_id=arb, container="sidecar"),
+        Run(start=at("2026-11-03T00:00:00Z"), end=at("2026-11-03T03:00:00Z"), bot_id=grid),
+    ]
+    record_runs(conn, account.tenant_id, runs)
+    record_usage(
+        conn, account.tenant_id, [(at("2026-11-09T00:30:00Z"), "rpc_calls", Decimal(25))], arb
+    )
+    record_usage(conn, account.tenant_id, [(at("2026-11-09T00:30:00Z"), "rpc_calls", Decimal(75))])
+    return account
+
+
+@pytest.mark.usefixtures("acme")
+def test_usage_by_bot_counts_running_pods_up_to_now(conn: psycopg.Connection[Any]) -> None:
+    rows = usage_by_bot(conn, "acme", None, NOW)
+
+    assert rows == [
+        BotUsage(bot="", pods=0, seconds=0, running=0, cost=Decimal("0.75")),
+        BotUsage(bot="arb", pods=3, seconds=7200, running=1, cost=Decimal("0.37")),
+        BotUsage(bot="grid", pods=1, seconds=10800, running=0, cost=Decimal("0.18")),
+        BotUsage(bot="idle", pods=0, seconds=0, running=0, cost=Decimal(0)),
+    ]
+
+
+@pytest.mark.usefixtures("acme")
+def test_usage_by_bot_adds_up_to_the_invoice(conn: psycopg.Connection[Any]) -> None:
+    rows = usage_by_bot(conn, "acme", "2026-11", NOW)
+
+    usage = [line for line in invoice(conn, "acme", "2026-11", NOW).lines if line.kind == "usage"]
+    assert sum(row.cost for row in rows) == sum(line.exact for line in usage)
+
+
+def test_summary_tells_where_each_open_tenant_stands(
+    conn: psycopg.Connection[Any], acme: TenantAccount
+) -> None:
+    idle, closed = an_account("idle"), an_account("closed")
+    for account in (idle, closed):
+        register_tenant(conn, account, at("2026-10-01"))
+    close_tenant(conn, closed.tenant_id, at("2026-11-02"))
+    complete_until(conn, at("2026-11-10T11:59:40Z"))
+
+    summaries, _ = usage_summaries(conn, NOW)
+
+    assert summaries == {
+        acme.tenant_id: UsageSummary(
+            period_start=at("2026-11-01"),
+            bot_seconds=18000,
+            rpc_calls=100,
+            cost=Decimal("31.30"),
+            metered_time=at("2026-11-10T11:59:40Z"),
+        ),
+        idle.tenant_id: UsageSummary(
+            period_start=at("2026-11-01"),
+            bot_seconds=0,
+            rpc_calls=0,
+            cost=Decimal("30.00"),
+            metered_time=at("2026-11-10T11:59:40Z"),
+        ),
+    }
+
+
+def test_summary_before_anything_exists_is_empty(conn: psycopg.Connection[Any]) -> None:
+    assert usage_summaries(conn, NOW) == ({}, {})
+
+
+@pytest.mark.usefixtures("acme")
+def test_each_bot_has_its_share_of_the_cost(conn: psycopg.Connection[Any]) -> None:
+    _, bots = usage_summaries(conn, NOW)
+
+    names = dict(conn.execute("SELECT bot_id, name FROM bot").fetchall())
+    assert {names.get(bot_id, ""): tuple(total) for bot_id, total in bots.items()} == {
+        "": (0, Decimal("0.75")),
+        "arb": (7200, Decimal("0.37")),
+        "grid": (10800, Decimal("0.18")),
+    }
+
+
+@pytest.mark.usefixtures("acme")
+@pytest.mark.parametrize(
+    ("tenant", "period", "reason"),
+    [("nobody", None, "TenantNotFound"), ("acme", "2026-09", "PeriodNotFound")],
+)
+def test_unknown_tenant_or_period_is_refused(
+    conn: psycopg.Connection[Any],
+    tenant: str,
+    period: str | None,
+    reason: str,
+) -> None:
+    with pytest.raises(Rejected) as refused:
+        usage_by_bot(conn, tenant, period, NOW)
+
+    assert refused.value.reason == reason
