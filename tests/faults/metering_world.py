@@ -65,13 +65,11 @@ class Kube:
             self.server + path,
             body=None if body is None else json.dumps(body).encode(),
             headers={**self.http.headers, "Content-Type": media_type},
-            timeout=15,
+            timeout=120,
         )
         if answer.status == 404:
             return None
-        assert answer.status < 300, (
-            f"{method} {path}: {answer.status} {answer.data[:300]!r}"
-        )
+        assert answer.status < 300, f"{method} {path}: {answer.status} {answer.data[:300]!r}"
         return json.loads(answer.data)
 
     def patch(self, path: str, body: Any) -> Any:
@@ -146,9 +144,7 @@ class World:
 
         def runs() -> dict[str, Any] | None:
             found: dict[str, Any] | None = self.kube.send("GET", path_of(pod))
-            return (
-                found if found and found["status"].get("phase") == "Running" else None
-            )
+            return found if found and found["status"].get("phase") == "Running" else None
 
         found = until(runs, within=30, what=f"{path_of(pod)} runs")
         assert found is not None
@@ -163,12 +159,15 @@ class World:
 
         until(is_gone, within=within, what=f"{path_of(pod)} is gone")
 
+    def is_released(self, pod: dict[str, Any]) -> bool:
+        """Say whether a pod is gone or carries no finalizer; its kubelet may still hold it."""
+        found = self.kube.send("GET", path_of(pod))
+        return found is None or not found["metadata"].get("finalizers")
+
     def left(self) -> int:
         """Return how many pods are left in the tenants' namespaces."""
         return sum(
-            len(
-                self.kube.send("GET", f"/api/v1/namespaces/{t.namespace}/pods")["items"]
-            )
+            len(self.kube.send("GET", f"/api/v1/namespaces/{t.namespace}/pods")["items"])
             for t in self.tenants
         )
 
@@ -176,11 +175,7 @@ class World:
         """Free every pod and remove the namespaces."""
         for tenant in self.tenants:
             pods = f"/api/v1/namespaces/{tenant.namespace}/pods"
-            for pod in (
-                self.kube.send("GET", pods)["items"]
-                if self.kube.send("GET", pods)
-                else []
-            ):
+            for pod in self.kube.send("GET", pods)["items"] if self.kube.send("GET", pods) else []:
                 self.kube.patch(path_of(pod), {"metadata": {"finalizers": None}})
             self.kube.send("DELETE", f"/api/v1/namespaces/{tenant.namespace}")
 
@@ -193,9 +188,7 @@ def path_of(pod: dict[str, Any] | Plan) -> str:
     return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
 
 
-def make_pods(
-    world: World, tenants: list[Tenant], count: int, dice: random.Random
-) -> list[Plan]:
+def make_pods(world: World, tenants: list[Tenant], count: int, dice: random.Random) -> list[Plan]:
     """Create pods with random lifetimes of one second to forty days, spread over a minute."""
     drawn = [(dice.choice(tenants), _draw(dice)) for _ in range(count)]
 
@@ -229,9 +222,7 @@ class Recorder:
 
     def spans(self, uids: set[str]) -> set[Span]:
         """Return what was recorded of some pods."""
-        return {
-            (u, r, *span) for (u, r), span in list(self._spans.items()) if u in uids
-        }
+        return {(u, r, *span) for (u, r), span in list(self._spans.items()) if u in uids}
 
     def restarts(self, uid: str) -> int:
         """Return the highest restart that was seen running, or -1."""
@@ -240,9 +231,7 @@ class Recorder:
     def wait_for_last_run(self, plan: Plan) -> None:
         """Wait until the last run of a pod has been seen."""
         last = plan.spans[-1][0]
-        until(
-            lambda: self.restarts(plan.uid) >= last, within=60, what=f"{plan.name} runs"
-        )
+        until(lambda: self.restarts(plan.uid) >= last, within=60, what=f"{plan.name} runs")
 
     def close(self) -> None:
         """Stop recording."""
@@ -278,9 +267,7 @@ class Recorder:
 
 
 @contextmanager
-def metering(
-    cluster: Cluster, database_url: str, log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
+def metering(cluster: Cluster, database_url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run metering as a process of its own, with only the rights that it is granted."""
     environment = {
         **os.environ,
@@ -317,9 +304,7 @@ def billed(database_url: str, uids: set[str]) -> set[Span]:
         GROUP BY tenant_id, pod_uid, restart HAVING bool_and(ended_at IS NOT NULL)
     """
     rows = sql(database_url, query)
-    return {
-        (uid, restart, _text(a), _text(b)) for uid, restart, a, b in rows if uid in uids
-    }
+    return {(uid, restart, _text(a), _text(b)) for uid, restart, a, b in rows if uid in uids}
 
 
 def sql(database_url: str, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -331,11 +316,7 @@ def sql(database_url: str, query: str, *values: Any) -> list[tuple[Any, ...]]:
 def seconds(spans: set[Span]) -> int:
     """Return how many seconds the runs add up to."""
     return sum(
-        int(
-            (
-                datetime.fromisoformat(end) - datetime.fromisoformat(start)
-            ).total_seconds()
-        )
+        int((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
         for _, _, start, end in spans
     )
 
@@ -344,9 +325,7 @@ def _draw(
     dice: random.Random,
 ) -> tuple[dict[str, str], tuple[tuple[int, str, str], ...], float]:
     """Return annotations, the runs they stand for, and when to delete the pod (in seconds)."""
-    start = datetime(2026, 10, 1, tzinfo=UTC) + timedelta(
-        seconds=dice.randrange(10 * 86400)
-    )
+    start = datetime(2026, 10, 1, tzinfo=UTC) + timedelta(seconds=dice.randrange(10 * 86400))
     length = dice.choice(
         [dice.randrange(1, 60), dice.randrange(60, 86400), dice.randrange(3456000)]
     )

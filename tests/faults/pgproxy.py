@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit, urlunsplit
 
 
@@ -15,9 +17,7 @@ class PostgresProxy:
         self._target = (target.hostname or "127.0.0.1", target.port or 5432)
         self._listener = socket.create_server(("127.0.0.1", 0))
         port = self._listener.getsockname()[1]
-        self.url = urlunsplit(
-            target._replace(netloc=f"{target.username}@127.0.0.1:{port}")
-        )
+        self.url = urlunsplit(target._replace(netloc=f"{target.username}@127.0.0.1:{port}"))
         self.cut_commits = 0
         self.cuts = 0
         threading.Thread(target=self._accept, daemon=True).start()
@@ -32,39 +32,44 @@ class PostgresProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(self._target)
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:
+                client.close()
+                continue
             doomed = threading.Event()
-            for source, sink, is_client in (
-                (client, server, True),
-                (server, client, False),
-            ):
-                threading.Thread(
-                    target=self._pump,
-                    args=[source, sink, is_client, doomed],
-                    daemon=True,
-                ).start()
+            asks = threading.Thread(target=self._ask, args=[client, server, doomed], daemon=True)
+            answers = threading.Thread(
+                target=self._answer, args=[server, client, doomed], daemon=True
+            )
+            asks.start()
+            answers.start()
 
-    def _pump(
-        self,
-        source: socket.socket,
-        sink: socket.socket,
-        is_client: bool,
-        doomed: threading.Event,
-    ) -> None:
-        try:
-            while data := source.recv(65536):
-                if is_client and b"COMMIT\0" in data and self.cut_commits > 0:
+    def _ask(self, client: socket.socket, server: socket.socket, doomed: threading.Event) -> None:
+        with _ended(client, server):
+            while data := client.recv(65536):
+                if b"COMMIT\0" in data and self.cut_commits > 0:
                     self.cut_commits -= 1
                     doomed.set()
-                elif not is_client and doomed.is_set():
+                server.sendall(data)
+
+    def _answer(
+        self, server: socket.socket, client: socket.socket, doomed: threading.Event
+    ) -> None:
+        with _ended(client, server):
+            while data := server.recv(65536):
+                if doomed.is_set():
                     self.cuts += 1
-                    break
-                sink.sendall(data)
-        except OSError:
-            pass
-        for end in (source, sink):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            end.close()
+                    return
+                client.sendall(data)
+
+
+@contextmanager
+def _ended(*connections: socket.socket) -> Iterator[None]:
+    """Close both ends, whoever went first."""
+    with suppress(OSError):
+        yield
+    for connection in connections:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()

@@ -7,11 +7,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
-from botplane.store.migrate import migrate
 
+from botplane.store.migrate import migrate
 from tests.faults.metering_world import (
     Plan,
     Recorder,
@@ -30,7 +31,6 @@ from tests.support.controlplane.waiting import until
 
 PODS, TENANTS, KILLS = 500, 5, 5
 START, END = "2026-10-01T00:00:00Z", "2026-10-01T01:00:00Z"
-BY_ITSELF = {"started-at": START, "finished-at": END}
 WHEN_DELETED = {"started-at": START, "killed-at": END}
 
 
@@ -121,9 +121,7 @@ def test_a_killed_postgres_and_lost_commit_answers_lose_nothing(
         until(lambda: world.left() == 0, within=60, what="all pods released")
 
     assert proxy.cuts >= 2
-    assert billed(usage, {p.uid for p in plans}) == {
-        (p.uid, *s) for p in plans for s in p.spans
-    }
+    assert billed(usage, {p.uid for p in plans}) == {(p.uid, *s) for p in plans for s in p.spans}
     recorder.close()
     proxy.close()
 
@@ -143,9 +141,7 @@ def test_no_pod_goes_while_postgres_is_down(
         world.gone(pod)
 
     assert still_there["metadata"]["finalizers"] == ["botplane.io/metering"]
-    assert billed(usage, {pod["metadata"]["uid"]}) == {
-        (pod["metadata"]["uid"], 0, START, END)
-    }
+    assert billed(usage, {pod["metadata"]["uid"]}) == {(pod["metadata"]["uid"], 0, START, END)}
 
 
 def test_two_meterings_at_once_bill_once(world: World, usage: str, log: Path) -> None:
@@ -157,9 +153,7 @@ def test_two_meterings_at_once_bill_once(world: World, usage: str, log: Path) ->
         _delete_all(world, recorder, plans)
         until(lambda: world.left() == 0, within=60, what="all pods released")
 
-    assert billed(usage, {p.uid for p in plans}) == {
-        (p.uid, *s) for p in plans for s in p.spans
-    }
+    assert billed(usage, {p.uid for p in plans}) == {(p.uid, *s) for p in plans for s in p.spans}
     recorder.close()
 
 
@@ -193,9 +187,7 @@ def test_a_pod_deleted_by_force_is_billed_by_its_own_end(
         world.delete(pod, gracePeriodSeconds=0)
         world.gone(pod)
 
-    assert billed(usage, {pod["metadata"]["uid"]}) == {
-        (pod["metadata"]["uid"], 0, START, END)
-    }
+    assert billed(usage, {pod["metadata"]["uid"]}) == {(pod["metadata"]["uid"], 0, START, END)}
 
 
 def test_a_pod_freed_by_hand_while_metering_watches_is_exact_and_settled(
@@ -244,6 +236,31 @@ def test_a_pod_freed_by_hand_while_metering_is_dead_is_bounded_by_when_it_was_la
     assert ended - 60 < end.timestamp() <= ended
 
 
+def test_a_pod_of_a_node_that_left_is_bounded_by_the_wish_to_delete_it(
+    world: World, usage: str, log: Path
+) -> None:
+    pod = world.pod(world.tenant(), spec={"nodeName": "node-that-left"})
+    state = {"name": "bot", "image": "bot:1", "imageID": "", "ready": True, "restartCount": 0}
+    state |= {"state": {"running": {"startedAt": START}}}
+    status = {"phase": "Running", "containerStatuses": [state]}
+    world.kube.patch(f"{path_of(pod)}/status", {"status": status})
+    with metering(world.cluster, usage, log):
+        until(lambda: sql(usage, "SELECT 1 FROM runtime_interval"), within=20, what="run known")
+        world.delete(pod)
+        wish = world.kube.send("GET", path_of(pod))["metadata"]
+        world.kube.patch(f"{path_of(pod)}/status", {"status": {"phase": "Failed"}})
+        until(lambda: world.is_released(pod), within=20, what="pod released")
+
+    ((end, reason, quality),) = sql(
+        usage,
+        "SELECT extract(epoch FROM ended_at)::int, close_reason, close_quality"
+        " FROM runtime_interval",
+    )
+    grace = wish["deletionGracePeriodSeconds"]
+    assert end == datetime.fromisoformat(wish["deletionTimestamp"]).timestamp() - grace
+    assert (reason, quality) == ("node_lost", "bounded")
+
+
 def test_a_pod_that_never_started_is_released_and_not_billed(
     world: World, usage: str, log: Path
 ) -> None:
@@ -262,9 +279,7 @@ def test_a_pod_that_nobody_pays_for_is_released_and_not_billed(
     world: World, usage: str, log: Path
 ) -> None:
     foreign = {"botplane.io/tenant": "somebody-else"}
-    pod = world.running(
-        world.pod(world.tenant(), annotations=BY_ITSELF, labels=foreign)
-    )
+    pod = world.running(world.pod(world.tenant(), annotations=WHEN_DELETED, labels=foreign))
     with metering(world.cluster, usage, log):
         world.delete(pod)
         world.gone(pod)
@@ -273,9 +288,7 @@ def test_a_pod_that_nobody_pays_for_is_released_and_not_billed(
     assert log.read_text().count("no tenant pays for") == 1
 
 
-def test_a_stopped_metering_ends_cleanly_and_at_once(
-    world: World, usage: str, log: Path
-) -> None:
+def test_a_stopped_metering_ends_cleanly_and_at_once(world: World, usage: str, log: Path) -> None:
     with metering(world.cluster, usage, log) as process:
         marked = "SELECT 1 FROM source_watermark WHERE source = 'metering'"
         until(lambda: sql(usage, marked), within=20, what="watermark")

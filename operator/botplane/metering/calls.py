@@ -42,21 +42,15 @@ def call(
         Retryable: No answer came.
     """
     try:
-        response = method(
-            *args, _preload_content=False, _request_timeout=timeout, **query
-        )
+        response = method(*args, _preload_content=False, _request_timeout=timeout, **query)
         body = response.read()
         response.release_conn()
     except client.ApiException as error:
         if not error.status:
             raise Retryable("ApiServerUnavailable", str(error)) from error
-        return Reply(
-            status=int(error.status), headers={}, body=str(error.body or "").encode()
-        )
+        return Reply(status=int(error.status), headers={}, body=str(error.body or "").encode())
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise Retryable(
-            "ApiServerUnavailable", f"{type(error).__name__}: {error}"
-        ) from error
+        raise Retryable("ApiServerUnavailable", f"{type(error).__name__}: {error}") from error
     return Reply(status=response.status, headers=response.headers, body=body)
 
 

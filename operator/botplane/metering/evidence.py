@@ -121,9 +121,7 @@ class Pod:
         if self.terminal:
             return []
         return [
-            (c.name, c.runs[-1].restart)
-            for c in self.containers
-            if c.runs and not c.runs[-1].over
+            (c.name, c.runs[-1].restart) for c in self.containers if c.runs and not c.runs[-1].over
         ]
 
 
@@ -180,11 +178,7 @@ def quantity(text: str) -> Decimal:
 def _account(metadata: Json) -> Account | None:
     found: Json = metadata.get("labels") or {}
     tenant, bot = found.get(labels.TENANT), found.get(labels.BOT)
-    if (
-        not tenant
-        or not bot
-        or metadata["namespace"] != labels.tenant_namespace(tenant)
-    ):
+    if not tenant or not bot or metadata["namespace"] != labels.tenant_namespace(tenant):
         return None
     try:
         return Account(
@@ -218,11 +212,7 @@ def _status_time(metadata: Json) -> datetime | None:
 
 
 def _containers(spec: Json, status: Json) -> list[Container]:
-    sidecars = [
-        c
-        for c in spec.get("initContainers") or ()
-        if c.get("restartPolicy") == "Always"
-    ]
+    sidecars = [c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"]
     seen = {
         s["name"]: s
         for group in ("initContainerStatuses", "containerStatuses")
@@ -244,9 +234,7 @@ def _size(container: Json, status: Json) -> Size:
     cpu = quantity(str(actual.get("cpu", asked.get("cpu", "0"))))
     memory = quantity(str(actual.get("memory", asked.get("memory", "0"))))
     return Size(
-        cpu_milli=min(
-            int((cpu * 1000).to_integral_value(ROUND_CEILING)), LARGEST_CPU_MILLI
-        ),
+        cpu_milli=min(int((cpu * 1000).to_integral_value(ROUND_CEILING)), LARGEST_CPU_MILLI),
         mem_bytes=min(int(memory.to_integral_value(ROUND_CEILING)), LARGEST_MEM_BYTES),
     )
 

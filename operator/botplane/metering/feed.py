@@ -128,9 +128,7 @@ class PodFeed:
     def put_back(self, uids: Iterable[UUID]) -> None:
         """Have pods taken again, as they are by then."""
         with self._changed:
-            self._dirty |= {
-                uid for uid in uids if uid in self._pods or uid in self._gone
-            }
+            self._dirty |= {uid for uid in uids if uid in self._pods or uid in self._gone}
             self._changed.notify_all()
 
     def forget_gone(self, uids: Iterable[UUID]) -> None:
@@ -253,9 +251,7 @@ def _read(item: Json) -> Pod | None:
     try:
         return read_pod(item)
     except (KeyError, ValueError, TypeError):
-        log.exception(
-            "Could not read a pod", name=(item.get("metadata") or {}).get("name")
-        )
+        log.exception("Could not read a pod", name=(item.get("metadata") or {}).get("name"))
         return None
 
 

@@ -33,15 +33,15 @@ def serve_health(port: int, process: Process) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             match self.path:
                 case "/livez":
-                    self._verdict(not process.is_stuck())
+                    self._verdict(is_good=not process.is_stuck())
                 case "/readyz":
-                    self._verdict(process.is_ready())
+                    self._verdict(is_good=process.is_ready())
                 case "/metrics":
                     self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest())
                 case _:
                     self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"not found\n")
 
-        def _verdict(self, is_good: bool) -> None:
+        def _verdict(self, *, is_good: bool) -> None:
             status = HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE
             self._answer(status, "text/plain", b"ok\n" if is_good else b"failing\n")
 
@@ -52,7 +52,7 @@ def serve_health(port: int, process: Process) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_request(self, *_: object) -> None:
             """Probes are not worth a line."""
 
     server = ThreadingHTTPServer(("", port), Routes)

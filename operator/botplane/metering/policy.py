@@ -129,12 +129,7 @@ def may_release(pod: Pod, sight: Sight) -> bool:
     """
     if pod.finalizer is None or pod.deletion_at is None or sight.fate is Fate.GONE:
         return False
-    if (
-        pod.account is None
-        or pod.force_settle
-        or sight.fate is Fate.NODE_LOST
-        or pod.terminal
-    ):
+    if pod.account is None or pod.force_settle or sight.fate is Fate.NODE_LOST or pod.terminal:
         return True
     if any(c.runs and not c.runs[-1].over for c in pod.containers):
         return False
@@ -144,9 +139,7 @@ def may_release(pod: Pod, sight: Sight) -> bool:
 
 def is_suspect(pod: Pod, now: datetime) -> bool:
     """Say whether a deleted pod has a run whose end its kubelet should have told by now."""
-    if pod.deletion_at is None or not any(
-        c.runs and not c.runs[-1].over for c in pod.containers
-    ):
+    if pod.deletion_at is None or not any(c.runs and not c.runs[-1].over for c in pod.containers):
         return False
     return pod.terminal or pod.deletion_at + LOST_AFTER <= now
 
@@ -203,18 +196,12 @@ def _settle_run(
     *closed, last = segments
     if run.over:
         return [*closed, _end(last, run, others, sight)]
-    if (
-        last.ended_at is None
-        and last.size != container.size
-        and sight.at >= last.last_seen_at
-    ):
+    if last.ended_at is None and last.size != container.size and sight.at >= last.last_seen_at:
         return [*closed, *_resize(last, container.size, resized_at)]
     return segments
 
 
-def _open(
-    container: Container, run: Run, others: list[Interval], sight: Sight
-) -> Interval | None:
+def _open(container: Container, run: Run, others: list[Interval], sight: Sight) -> Interval | None:
     if run.started_at is None:
         return None
     if not run.over and (
@@ -222,9 +209,7 @@ def _open(
         or any(row.restart > run.restart for row in others)
     ):
         return None
-    ends = [
-        row.ended_at for row in others if row.restart < run.restart and row.ended_at
-    ]
+    ends = [row.ended_at for row in others if row.restart < run.restart and row.ended_at]
     started_at = max([run.started_at, *ends])
     is_seen = not run.over and sight.fate is Fate.PRESENT
     return Interval(
@@ -303,22 +288,16 @@ def _close(row: Interval, at: datetime, reason: Reason, quality: Quality) -> Int
     return better(row, replace(row, ended_at=end, reason=reason, quality=quality))
 
 
-def _gaps(
-    pod: Pod, container: Container, rows: Sequence[Interval], unseen_from: int
-) -> list[Gap]:
+def _gaps(pod: Pod, container: Container, rows: Sequence[Interval], unseen_from: int) -> list[Gap]:
     """Return the runs after the newest stored one and before the visible ones."""
     if not container.runs:
         return []
     known = {row.restart for row in rows}
-    missing = [
-        n for n in range(unseen_from, container.runs[-1].restart) if n not in known
-    ]
+    missing = [n for n in range(unseen_from, container.runs[-1].restart) if n not in known]
     later = [row for row in rows if row.restart > max(missing, default=0)]
     if not missing or not later:
         return []
-    earlier = [
-        row.ended_at for row in rows if row.restart < missing[0] and row.ended_at
-    ]
+    earlier = [row.ended_at for row in rows if row.restart < missing[0] and row.ended_at]
     start = max(earlier, default=pod.started_at or pod.created_at)
     end = max(later[0].started_at, start)
     return [

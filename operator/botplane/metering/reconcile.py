@@ -20,7 +20,7 @@ from kubernetes import client
 from botplane.errors import Retryable
 from botplane.metering import metrics
 from botplane.metering.calls import open_client
-from botplane.metering.evidence import Pod
+from botplane.metering.evidence import Json, Pod
 from botplane.metering.feed import PodFeed, Taken, backoff_seconds
 from botplane.metering.health import serve_health
 from botplane.metering.policy import (
@@ -67,6 +67,7 @@ class Metering:
         self._cluster = cluster
         self._clock = clock
         self._due: dict[UUID, float] = {}
+        self._nodes: dict[str, Json | None] = {}
         self._refused: set[UUID] = set()
         self._unbillable: set[UUID] = set()
         self._complete_until: datetime | None = None
@@ -85,9 +86,7 @@ class Metering:
             except Retryable as error:
                 failures += 1
                 metrics.SQL_ERRORS.inc()
-                log.warning(
-                    "Could not reach Postgres", error=error.message, failures=failures
-                )
+                log.warning("Could not reach Postgres", error=error.message, failures=failures)
                 stop.wait(backoff_seconds(failures, LONGEST_BACKOFF_SECONDS))
                 continue
             self._feed.wait(self._idle_seconds())
@@ -119,14 +118,13 @@ class Metering:
         fates = [(pod, Fate.PRESENT) for pod in taken.present]
         fates += [(pod, Fate.GONE) for pod in taken.gone]
         unsettled = {pod.uid for pod, _ in fates}
+        self._nodes.clear()
         try:
             for batch in _batches(fates):
                 if stop.is_set():
                     return False
                 self.moved_at = time.monotonic()
-                self._settle_batch(
-                    [self._look(pod, fate, taken) for pod, fate in batch]
-                )
+                self._settle_batch([self._look(pod, fate, taken.heard_at) for pod, fate in batch])
                 unsettled -= {pod.uid for pod, _ in batch}
         finally:
             self._feed.put_back(unsettled)
@@ -145,20 +143,17 @@ class Metering:
                 outcome = self._store.settle(looks, self._clock())
             refused = outcome.refused
             for quality in Quality:
-                metrics.INTERVALS_SETTLED.labels(quality).inc(
-                    outcome.closed.get(quality, 0)
-                )
+                metrics.INTERVALS_SETTLED.labels(quality).inc(outcome.closed.get(quality, 0))
         self._note_refused(seen, refused)
         self._note_unbillable(seen)
         self._feed.forget_gone(
-            pod.uid for pod, sight in seen if sight.fate is Fate.GONE
+            pod.uid for pod, sight in seen if sight.fate is Fate.GONE and pod.uid not in refused
         )
         self._release(
             [
                 pod
                 for pod, sight in seen
-                if may_release(pod, sight)
-                and (pod.uid not in refused or pod.force_settle)
+                if may_release(pod, sight) and (pod.uid not in refused or pod.force_settle)
             ]
         )
         self._recheck(pod for pod, sight in seen if not may_release(pod, sight))
@@ -167,6 +162,8 @@ class Metering:
         results = self._cluster.release(pods)
         done = [pod for pod in pods if results[pod.uid] is Release.DONE]
         self._feed.expect_gone(pod.uid for pod in done)
+        self._refused -= {pod.uid for pod in done}
+        self._unbillable -= {pod.uid for pod in done}
         for pod in pods:
             if results[pod.uid] is not Release.DONE:
                 self._later(pod.uid, RETRY_SECONDS)
@@ -176,28 +173,22 @@ class Metering:
         if done:
             log.info("Released pods", count=len(done))
 
-    def _look(self, pod: Pod, fate: Fate, taken: Taken) -> tuple[Pod, Sight]:
+    def _look(self, pod: Pod, fate: Fate, at: datetime) -> tuple[Pod, Sight]:
         """Ask after the node of a pod whose end is overdue."""
-        if (
-            fate is Fate.PRESENT
-            and pod.node is not None
-            and is_suspect(pod, taken.heard_at)
-        ):
-            node = self._cluster.node(pod.node)
-            if pod.lost if node is None else is_lost(node):
-                seen_at = self._cluster.node_seen_at(pod.node)
-                log.warning("Lost the node of a pod", pod=pod.key, node=pod.node)
-                sight = Sight(
-                    at=taken.heard_at, fate=Fate.NODE_LOST, node_seen_at=seen_at
-                )
-                return pod, sight
-        return pod, Sight(at=taken.heard_at, fate=fate)
+        if fate is Fate.GONE or pod.node is None or not is_suspect(pod, at):
+            return pod, Sight(at=at, fate=fate)
+        if pod.node not in self._nodes:
+            self._nodes[pod.node] = self._cluster.node(pod.node)
+        node = self._nodes[pod.node]
+        if not (pod.lost if node is None else is_lost(node)):
+            return pod, Sight(at=at)
+        log.warning("Lost the node of a pod", pod=pod.key, node=pod.node)
+        seen_at = self._cluster.node_seen_at(pod.node)
+        return pod, Sight(at=at, fate=Fate.NODE_LOST, node_seen_at=seen_at)
 
     def _sweep(self) -> None:
         """Settle pods that vanished while nobody watched."""
-        absent = [
-            p for p in self._store.unsettled_pods() if not self._feed.knows(p.pod_uid)
-        ]
+        absent = [p for p in self._store.unsettled_pods() if not self._feed.knows(p.pod_uid)]
         tenants = {pod.pod_uid: pod.tenant_id for pod in absent}
         keys = [(pod.namespace, pod.name, pod.pod_uid) for pod in absent]
         for batch in _batches(keys):
@@ -206,9 +197,7 @@ class Metering:
             closed = self._store.close_vanished(gone, self._clock()) if gone else 0
             metrics.INTERVALS_SETTLED.labels(Quality.BOUNDED).inc(closed)
             if closed:
-                log.warning(
-                    "Closed runs of vanished pods", pods=len(gone), intervals=closed
-                )
+                log.warning("Closed runs of vanished pods", pods=len(gone), intervals=closed)
 
     def _beat(self, seen_at: datetime) -> None:
         now = time.monotonic()
@@ -223,9 +212,7 @@ class Metering:
             self._marked_at = now
         metrics.WATERMARK.set(self._complete_until.timestamp())
 
-    def _note_refused(
-        self, seen: Sequence[tuple[Pod, Sight]], refused: frozenset[UUID]
-    ) -> None:
+    def _note_refused(self, seen: Sequence[tuple[Pod, Sight]], refused: frozenset[UUID]) -> None:
         for pod, _ in seen:
             if pod.uid not in refused:
                 self._refused.discard(pod.uid)
@@ -245,9 +232,7 @@ class Metering:
                 self._unbillable.discard(pod.uid)
             elif pod.account is None and pod.uid not in self._unbillable:
                 self._unbillable.add(pod.uid)
-                log.error(
-                    "Found a pod that no tenant pays for", pod=pod.key, uid=str(pod.uid)
-                )
+                log.error("Found a pod that no tenant pays for", pod=pod.key, uid=str(pod.uid))
 
     def _recheck(self, pods: Iterable[Pod]) -> None:
         heard_at = self._feed.heard_at
@@ -271,9 +256,7 @@ class Metering:
         return min(IDLE_SECONDS, max(0.0, first - time.monotonic()))
 
     def _count(self) -> None:
-        waiting = [
-            p for p in self._feed.pods() if p.deletion_at and p.finalizer is not None
-        ]
+        waiting = [p for p in self._feed.pods() if p.deletion_at and p.finalizer is not None]
         metrics.PODS_AWAITING_SETTLEMENT.set(len(waiting))
         metrics.PODS_UNBILLABLE.set(len(self._unbillable))
         metrics.PODS_REFUSED.set(len(self._refused))
@@ -284,7 +267,7 @@ def run(
     kubeconfig: str | None,
     health_port: int | None,
     stop: threading.Event,
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),  # noqa: TID251 - the process entry
 ) -> None:
     """Meter pods until `stop` is set, then finish the batch at hand and return.
 
@@ -301,13 +284,9 @@ def run(
     pool = open_pool(database_url, max_size=2)
     metering = Metering(feed, MeteringStore(pool), cluster, clock)
     health = serve_health(health_port, metering) if health_port is not None else None
-    following = threading.Thread(
-        target=feed.follow, args=[stop], name="feed", daemon=True
-    )
+    following = threading.Thread(target=feed.follow, args=[stop], name="feed", daemon=True)
     following.start()
-    threading.Thread(
-        target=_interrupt, args=[feed, stop], name="stop", daemon=True
-    ).start()
+    threading.Thread(target=_interrupt, args=[feed, stop], name="stop", daemon=True).start()
     try:
         metering.run(stop)
     finally:

@@ -37,9 +37,7 @@ class Release(StrEnum):
 class Cluster:
     """Single-object calls to the API server, up to eight at once."""
 
-    def __init__(
-        self, core: client.CoreV1Api, leases: client.CoordinationV1Api
-    ) -> None:
+    def __init__(self, core: client.CoreV1Api, leases: client.CoordinationV1Api) -> None:
         self._core = core
         self._leases = leases
         self._calls = ThreadPoolExecutor(CONCURRENT_CALLS, thread_name_prefix="release")
@@ -84,13 +82,9 @@ class Cluster:
 
     def node_seen_at(self, name: str) -> datetime | None:
         """Return when the kubelet of a node last renewed its Lease."""
-        lease = self._get(
-            "lease", self._leases.read_namespaced_lease, name, LEASE_NAMESPACE
-        )
+        lease = self._get("lease", self._leases.read_namespaced_lease, name, LEASE_NAMESPACE)
         renewed = ((lease or {}).get("spec") or {}).get("renewTime")
-        return (
-            datetime.fromisoformat(renewed).replace(microsecond=0) if renewed else None
-        )
+        return datetime.fromisoformat(renewed).replace(microsecond=0) if renewed else None
 
     def close(self) -> None:
         """Give up calls that have not begun."""

@@ -93,18 +93,14 @@ class MeteringStore:
                 self.settle(looks[:middle], now),
                 self.settle(looks[middle:], now),
             )
-            total = {
-                q: first.closed.get(q, 0) + second.closed.get(q, 0) for q in Quality
-            }
+            total = {q: first.closed.get(q, 0) + second.closed.get(q, 0) for q in Quality}
             return Outcome(closed=total, refused=first.refused | second.refused)
         return Outcome(closed=closed, refused=frozenset())
 
     def mark_settled(self, pods: Sequence[tuple[UUID, UUID]], now: datetime) -> None:
         """Note that pods (tenant, uid) were released."""
         with self._transaction() as connection:
-            connection.execute(
-                QUERIES["mark_settled"], {"pods": _keys(pods), "now": now}
-            )
+            connection.execute(QUERIES["mark_settled"], {"pods": _keys(pods), "now": now})
 
     def unsettled_pods(self) -> list[StoredPod]:
         """Return the pods that have not been released."""
@@ -118,12 +114,8 @@ class MeteringStore:
     def close_vanished(self, pods: Sequence[tuple[UUID, UUID]], now: datetime) -> int:
         """Close and settle pods that are gone from the API; return how many runs were open."""
         with self._transaction() as connection:
-            found = connection.execute(
-                QUERIES["close_vanished"], {"pods": _keys(pods)}
-            ).fetchone()
-            connection.execute(
-                QUERIES["mark_settled"], {"pods": _keys(pods), "now": now}
-            )
+            found = connection.execute(QUERIES["close_vanished"], {"pods": _keys(pods)}).fetchone()
+            connection.execute(QUERIES["mark_settled"], {"pods": _keys(pods), "now": now})
         return int(found[0]) if found else 0
 
     def beat(
@@ -146,9 +138,7 @@ class MeteringStore:
             for container, restart in pod.running
         ]
         with self._transaction() as connection:
-            connection.execute(
-                QUERIES["see_running"], {"runs": Jsonb(runs), "seen_at": seen_at}
-            )
+            connection.execute(QUERIES["see_running"], {"runs": Jsonb(runs), "seen_at": seen_at})
             _advance(connection, complete_until, now)
 
     def advance_watermark(self, complete_until: datetime, now: datetime) -> None:
@@ -176,40 +166,26 @@ class MeteringStore:
 
 
 def _advance(connection: Connection, complete_until: datetime, now: datetime) -> None:
-    connection.execute(
-        QUERIES["advance_watermark"], {"complete_until": complete_until, "now": now}
-    )
+    connection.execute(QUERIES["advance_watermark"], {"complete_until": complete_until, "now": now})
 
 
-def _settle(
-    connection: Connection, looks: Sequence[Look], now: datetime
-) -> dict[Quality, int]:
+def _settle(connection: Connection, looks: Sequence[Look], now: datetime) -> dict[Quality, int]:
     connection.execute(QUERIES["commit_durably"])
     connection.execute(QUERIES["add_bots"], {"bots": Jsonb(_bot_rows(looks))})
-    connection.execute(
-        QUERIES["lock_pods"], {"pods": Jsonb([_pod_row(look) for look in looks])}
-    )
+    connection.execute(QUERIES["lock_pods"], {"pods": Jsonb([_pod_row(look) for look in looks])})
     stored = _newest_intervals(connection, looks)
-    settled = [
-        (look, settle(look.pod, stored[look.pod.uid], look.sight)) for look in looks
-    ]
-    if intervals := [
-        row for look, done in settled for row in _interval_rows(look, done)
-    ]:
+    settled = [(look, settle(look.pod, stored[look.pod.uid], look.sight)) for look in looks]
+    if intervals := [row for look, done in settled for row in _interval_rows(look, done)]:
         connection.execute(QUERIES["write_intervals"], {"intervals": Jsonb(intervals)})
     if gaps := [row for look, done in settled for row in _gap_rows(look, done)]:
         connection.execute(QUERIES["write_gaps"], {"gaps": Jsonb(gaps)})
     gone = [
-        (look.account.tenant_id, look.pod.uid)
-        for look in looks
-        if look.sight.fate is Fate.GONE
+        (look.account.tenant_id, look.pod.uid) for look in looks if look.sight.fate is Fate.GONE
     ]
     if gone:
         connection.execute(QUERIES["mark_settled"], {"pods": _keys(gone), "now": now})
     return {
-        quality: sum(
-            row.quality is quality for _, done in settled for row in done.intervals
-        )
+        quality: sum(row.quality is quality for _, done in settled for row in done.intervals)
         for quality in Quality
     }
 
@@ -227,9 +203,7 @@ def _newest_intervals(
         for container in look.pod.containers
     ]
     found: defaultdict[UUID, list[Interval]] = defaultdict(list)
-    rows = connection.execute(
-        QUERIES["newest_intervals"], {"containers": Jsonb(containers)}
-    )
+    rows = connection.execute(QUERIES["newest_intervals"], {"containers": Jsonb(containers)})
     for (
         uid,
         container,
@@ -320,9 +294,7 @@ def _identity(look: Look) -> dict[str, Any]:
 
 
 def _keys(pods: Sequence[tuple[UUID, UUID]]) -> Jsonb:
-    return Jsonb(
-        [{"tenant_id": str(tenant), "pod_uid": str(uid)} for tenant, uid in pods]
-    )
+    return Jsonb([{"tenant_id": str(tenant), "pod_uid": str(uid)} for tenant, uid in pods])
 
 
 def _text(at: datetime | None) -> str | None:

@@ -21,9 +21,7 @@ def text(seconds: float) -> str:
     return at(seconds).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def running(
-    start: float, *, restart: int = 0, last: Any = None, **more: Any
-) -> dict[str, Any]:
+def running(start: float, *, restart: int = 0, last: Any = None, **more: Any) -> dict[str, Any]:
     """Return the status of a running container."""
     state = {"running": {"startedAt": text(start)}}
     return _status(state, restart, last, more)
@@ -104,9 +102,7 @@ def a_pod(
     }
 
 
-def _status(
-    state: dict[str, Any], restart: int, last: Any, more: dict[str, Any]
-) -> dict[str, Any]:
+def _status(state: dict[str, Any], restart: int, last: Any, more: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": "bot",
         "restartCount": restart,

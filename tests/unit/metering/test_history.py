@@ -44,9 +44,7 @@ def histories(draw: st.DrawFn) -> History:
     looks.pop()
     start, end = runs[-1]
     last = runs[-2] if len(runs) > 1 else None
-    over = a_pod(
-        ended(start, end, restart=len(runs) - 1, last=last), deleted=end, phase="Failed"
-    )
+    over = a_pod(ended(start, end, restart=len(runs) - 1, last=last), deleted=end, phase="Failed")
     looks.append((over, end + draw(st.integers(0, 60))))
     return History(runs=runs, looks=looks)
 
@@ -55,9 +53,7 @@ def watched(looks: list[Look], **sight: Any) -> list[Interval]:
     rows: dict[tuple[str, int, int], Interval] = {}
     for pod, seen in looks:
         settlement = settle(read_pod(pod), rows.values(), Sight(at=at(seen), **sight))
-        rows |= {
-            (row.container, row.restart, row.seg): row for row in settlement.intervals
-        }
+        rows |= {(row.container, row.restart, row.seg): row for row in settlement.intervals}
     return list(rows.values())
 
 
@@ -76,9 +72,7 @@ def billed(rows: list[Interval]) -> dict[int, tuple[float, float]]:
 def test_every_status_in_order_any_number_of_times_is_the_truth(
     history: History, data: st.DataObject
 ) -> None:
-    looks = [
-        look for look in history.looks for _ in range(data.draw(st.integers(1, 3)))
-    ]
+    looks = [look for look in history.looks for _ in range(data.draw(st.integers(1, 3)))]
 
     rows = watched(looks)
 

@@ -33,9 +33,7 @@ def watched(*pods: dict[str, Any], seen: float = 1000, **sight: Any) -> list[Int
     rows: dict[tuple[str, int, int], Interval] = {}
     for pod in pods:
         settlement = settle(read_pod(pod), rows.values(), Sight(at=at(seen), **sight))
-        rows |= {
-            (row.container, row.restart, row.seg): row for row in settlement.intervals
-        }
+        rows |= {(row.container, row.restart, row.seg): row for row in settlement.intervals}
     return [rows[key] for key in sorted(rows)]
 
 
@@ -130,12 +128,8 @@ def test_an_open_run_of_a_lost_node_ends_when_its_lease_was_last_renewed() -> No
     assert story(rows) == [(0, 0, 0, 340, "node_lost", "bounded")]
 
 
-def test_an_open_run_of_a_lost_node_without_a_lease_ends_with_the_wish_to_delete() -> (
-    None
-):
-    rows = watched(
-        a_pod(running(0), deleted=400, grace=30), seen=900, fate=Fate.NODE_LOST
-    )
+def test_an_open_run_of_a_lost_node_without_a_lease_ends_with_the_wish_to_delete() -> None:
+    rows = watched(a_pod(running(0), deleted=400, grace=30), seen=900, fate=Fate.NODE_LOST)
 
     assert story(rows) == [(0, 0, 0, 400, "node_lost", "bounded")]
 
@@ -144,9 +138,7 @@ def test_a_late_end_from_a_node_that_came_back_replaces_the_bound() -> None:
     pod = read_pod(a_pod(running(0), deleted=400))
     lost = settle(pod, [], Sight(at=at(900), fate=Fate.NODE_LOST, node_seen_at=at(340)))
 
-    back = settle(
-        read_pod(a_pod(ended(0, 405), deleted=400)), lost.intervals, Sight(at=at(910))
-    )
+    back = settle(read_pod(a_pod(ended(0, 405), deleted=400)), lost.intervals, Sight(at=at(910)))
 
     assert story(list(back.intervals)) == [(0, 0, 0, 405, "terminated", "exact")]
 
@@ -160,9 +152,7 @@ def test_a_vanished_pod_is_billed_until_its_deletion_was_asked_for() -> None:
 def test_a_vanished_pod_without_deletion_is_billed_until_it_was_last_seen() -> None:
     seen = settle(read_pod(a_pod(running(0))), [], Sight(at=at(300)))
 
-    gone = settle(
-        read_pod(a_pod(running(0))), seen.intervals, Sight(at=at(900), fate=Fate.GONE)
-    )
+    gone = settle(read_pod(a_pod(running(0))), seen.intervals, Sight(at=at(900), fate=Fate.GONE))
 
     assert story(list(gone.intervals)) == [(0, 0, 0, 300, "pod_gone", "bounded")]
 
@@ -297,9 +287,7 @@ def test_release(case: str) -> None:
         ({}, "kube-system"),
     ],
 )
-def test_nobody_pays_for_a_pod_with_foreign_labels(
-    labels: dict[str, str], namespace: str
-) -> None:
+def test_nobody_pays_for_a_pod_with_foreign_labels(labels: dict[str, str], namespace: str) -> None:
     pod = a_pod(running(0))
     pod["metadata"]["namespace"] = namespace
     pod["metadata"]["labels"] |= labels
@@ -316,6 +304,4 @@ def test_a_deleted_pod_is_suspect_only_after_its_kubelet_had_five_minutes() -> N
     assert is_suspect(pod, at(130 + 300))
     assert is_lost({})
     assert is_lost({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}})
-    assert not is_lost(
-        {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
-    )
+    assert not is_lost({"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
