@@ -117,8 +117,7 @@ def test_each_bot_has_its_share_of_the_cost(conn: psycopg.Connection[Any]) -> No
     _, bots = usage_summaries(conn, NOW)
 
     names = dict(conn.execute("SELECT bot_id, name FROM bot").fetchall())
-    assert {names.get(bot_id, ""): tuple(total) for bot_id, total in bots.items()} == {
-        "": (0, Decimal("0.75")),
+    assert {names[bot_id]: tuple(total) for bot_id, total in bots.items()} == {
         "arb": (7200, Decimal("0.37")),
         "grid": (10800, Decimal("0.18")),
     }

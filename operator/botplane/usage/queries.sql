@@ -62,28 +62,26 @@ WHERE t.closed_at IS NULL AND b.starts_at <= %(now)s AND b.ends_at > %(now)s
 -- metered_time --
 SELECT complete_until FROM source_watermark WHERE source = 'metering'
 
--- usage_totals --
--- Cost is the fee of the period and the usage so far, unrounded; a commitment is settled later.
-SELECT k.tenant_id, COALESCE(u.bot_seconds, 0), COALESCE(u.rpc_calls, 0), COALESCE(c.cost, 0)
-FROM unnest(%(tenants)s::uuid[]) AS k (tenant_id)
-LEFT JOIN (
-    SELECT m.tenant_id, sum(m.quantity) FILTER (WHERE m.meter = 'bot_seconds') AS bot_seconds,
-        sum(m.quantity) FILTER (WHERE m.meter = 'rpc_calls') AS rpc_calls
-    FROM metered(%(tenants)s, %(periods)s, %(now)s) m GROUP BY m.tenant_id
-) u ON u.tenant_id = k.tenant_id
-LEFT JOIN (
-    SELECT g.tenant_id, sum(g.exact) AS cost
-    FROM charge(%(tenants)s, %(periods)s, %(now)s) g
-    WHERE g.kind <> 'commitment' GROUP BY g.tenant_id
-) c ON c.tenant_id = k.tenant_id
-
--- bot_totals --
--- Running time and share of the usage charges of every bot, for the status of each.
+-- standing --
+-- One row per bot with its share of the usage charges, and one per tenant (bot_id null) with all
+-- its charges: the fee of the period and the usage so far, unrounded; a commitment is settled later.
+WITH used AS MATERIALIZED (
+    SELECT * FROM metered(%(tenants)s, %(periods)s, %(now)s)
+),
+line AS MATERIALIZED (
+    SELECT * FROM charge(%(tenants)s, %(periods)s, %(now)s) WHERE kind <> 'commitment'
+)
+SELECT l.tenant_id, NULL::uuid AS bot_id, 0::numeric AS bot_seconds, 0::numeric AS rpc_calls,
+    sum(l.exact)::numeric(38, 18) AS cost
+FROM line l GROUP BY l.tenant_id
+UNION ALL
 SELECT u.tenant_id, u.bot_id,
-    COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'bot_seconds'), 0)::bigint AS seconds,
-    COALESCE(sum(c.exact * u.quantity / NULLIF(c.quantity, 0)), 0)::numeric(38, 18) AS cost
-FROM metered(%(tenants)s, %(periods)s, %(now)s) u
-LEFT JOIN charge(%(tenants)s, %(periods)s, %(now)s) c
-    ON c.tenant_id = u.tenant_id AND c.meter = u.meter AND c.starts_at = u.starts_at
-WHERE u.bot_id IS NOT NULL
+    COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'bot_seconds'), 0),
+    COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'rpc_calls'), 0),
+    COALESCE(sum(l.exact * u.quantity / l.quantity), 0)::numeric(38, 18)
+FROM (
+    SELECT tenant_id, bot_id, meter, starts_at, sum(quantity) AS quantity
+    FROM used GROUP BY tenant_id, bot_id, meter, starts_at
+) u
+LEFT JOIN line l ON l.tenant_id = u.tenant_id AND l.meter = u.meter AND l.starts_at = u.starts_at
 GROUP BY u.tenant_id, u.bot_id

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
 from psycopg.rows import class_row
 
@@ -14,12 +17,12 @@ from botplane.store.queries import load_queries
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from decimal import Decimal
-    from uuid import UUID
 
     from psycopg import Connection
 
 SQL = load_queries(__package__)
+NO_BOT = UUID(int=0)
+"""Stands in the sums for usage that no bot reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,25 +111,37 @@ def usage_summaries(
         conn.execute(SQL["ensure_periods"], {"now": moment})
         current = conn.execute(SQL["current_periods"], {"now": moment}).fetchall()
         watermark = conn.execute(SQL["metered_time"]).fetchone()
-        scope = {
-            "tenants": [tenant_id for tenant_id, _, _ in current],
-            "periods": [period for _, period, _ in current],
-            "now": moment,
-        }
-        totals = conn.execute(SQL["usage_totals"], scope).fetchall()
-        bots = conn.execute(SQL["bot_totals"], scope).fetchall()
-    starts = {tenant_id: starts_at.astimezone(UTC) for tenant_id, _, starts_at in current}
+        rows = conn.execute(
+            SQL["standing"],
+            {
+                "tenants": [tenant_id for tenant_id, _, _ in current],
+                "periods": [period for _, period, _ in current],
+                "now": moment,
+            },
+        ).fetchall()
+    metered_time = None if watermark is None else watermark[0].astimezone(UTC)
+    seconds, calls = defaultdict[UUID, Decimal](Decimal), defaultdict[UUID, Decimal](Decimal)
+    costs: dict[UUID, Decimal] = {}
+    bots: dict[UUID, BotTotal] = {}
+    for tenant_id, bot_id, bot_seconds, rpc_calls, cost in rows:
+        if bot_id is None:
+            costs[tenant_id] = cost
+            continue
+        if bot_id != NO_BOT:
+            bots[bot_id] = BotTotal(int(bot_seconds), cost)
+        seconds[tenant_id] += bot_seconds
+        calls[tenant_id] += rpc_calls
     summaries = {
         tenant_id: UsageSummary(
-            period_start=starts[tenant_id],
-            bot_seconds=int(bot_seconds),
-            rpc_calls=int(rpc_calls),
-            cost=cost,
-            metered_time=None if watermark is None else watermark[0].astimezone(UTC),
+            period_start=starts_at.astimezone(UTC),
+            bot_seconds=int(seconds[tenant_id]),
+            rpc_calls=int(calls[tenant_id]),
+            cost=costs.get(tenant_id, Decimal(0)),
+            metered_time=metered_time,
         )
-        for tenant_id, bot_seconds, rpc_calls, cost in totals
+        for tenant_id, _, starts_at in current
     }
-    return summaries, {bot_id: BotTotal(seconds, cost) for _, bot_id, seconds, cost in bots}
+    return summaries, bots
 
 
 def _not_found(tenant_name: str, period: str | None, known: Any) -> Rejected:
