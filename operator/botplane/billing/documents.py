@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botplane.billing.invoices import amount_text, document
 from botplane.billing.money import decimal, plain
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
     from decimal import Decimal
 
     from botplane.billing.invoices import Invoice, Line
 
-WIDTH = 92
-_METERS = {
-    "bot_seconds": ("Bot runtime", "h", 3600),
-    "cpu_core_seconds": ("CPU requested", "core-h", 3600),
-    "memory_gib_seconds": ("Memory requested", "GiB-h", 3600),
-    "rpc_calls": ("RPC calls", "call", 1),
-    "storage_gb_hours": ("Storage", "GB-h", 1),
-    "bandwidth_gb": ("Bandwidth", "GB", 1),
-    "ai_units": ("AI processing", "unit", 1),
-    "premium_features": ("Premium features", "use", 1),
-}
-"""Title, unit for people, and how much of the meter is one of that unit."""
+WIDTH = 100
 
-_EXACT_UNITS = {
-    "bot_seconds": "s",
-    "cpu_core_seconds": "core-s",
-    "memory_gib_seconds": "GiB-s",
+
+class MeterText(NamedTuple):
+    """How people read a meter."""
+
+    title: str
+    unit: str
+    """Written behind quantities; empty where the title says it."""
+    per: str
+    """Written behind unit prices."""
+    size: int = 1
+    """How much of the meter is one `unit`."""
+    exact: str = ""
+    """Unit of the meter itself, where it is not `unit`."""
+
+
+METERS = {
+    "bot_seconds": MeterText("Bot runtime", "h", "h", 3600, "s"),
+    "cpu_core_seconds": MeterText("CPU requested", "core-h", "core-h", 3600, "core-s"),
+    "memory_gib_seconds": MeterText("Memory requested", "GiB-h", "GiB-h", 3600, "GiB-s"),
+    "rpc_calls": MeterText("RPC calls", "", "call"),
+    "storage_gb_hours": MeterText("Storage", "GB-h", "GB-h"),
+    "bandwidth_gb": MeterText("Bandwidth", "GB", "GB"),
+    "ai_units": MeterText("AI processing units", "", "unit"),
+    "premium_features": MeterText("Premium features", "", "use"),
 }
 
 
@@ -86,7 +96,7 @@ def _pairs(*pairs: tuple[str, str]) -> list[str]:
 
 
 def _columns(description: str, quantity: str, unit_price: str, amount: str) -> str:
-    return f"{description:<38}{quantity:>20}{unit_price:>20}{amount:>14}"
+    return f"{description:<34}{quantity:>20}  {unit_price:>30}{amount:>14}"
 
 
 def _line_rows(line: Line, invoice: Invoice) -> list[str]:
@@ -109,20 +119,19 @@ def _line_rows(line: Line, invoice: Invoice) -> list[str]:
 
 
 def _usage_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
-    meter = line.meter or ""
-    title, unit, size = _METERS[meter]
-    quantity = f"{_grouped(_in_units(line.quantity, size))} {unit}"
+    meter = METERS[line.meter or ""]
     tiers = line.detail["tiers"]
-    price = _unit_price(line, invoice) if len(tiers) == 1 else ""
-    exact = [f"{_grouped(plain(line.quantity))} {_EXACT_UNITS[meter]}"] if size > 1 else []
+    prices = [_tier_price(meter, line, invoice, tier) for tier in tiers]
+    exact = [f"{_grouped(plain(line.quantity))} {meter.exact}"] if meter.exact else []
     included = decimal(line.detail["included"])
     if included:
-        exact.append(f"{_grouped(_in_units(included, size))} {unit} included")
-    rows = [_columns(title, quantity, price, amount), *_notes(line, invoice, ", ".join(exact))]
+        exact.append(f"{_quantity(meter, included)} included")
+    price = prices[0] if len(tiers) == 1 else ""
+    rows = [_columns(meter.title, _quantity(meter, line.quantity), price, amount)]
+    rows += _notes(line, invoice, ", ".join(exact))
     if len(tiers) > 1:
-        for tier in tiers:
-            part = f"{_grouped(_in_units(decimal(tier['quantity']), size))} {unit}"
-            rows.append(_columns("", part, _tier_price(line, invoice, tier), ""))
+        for tier, price in zip(tiers, prices, strict=True):
+            rows.append(_columns("", _quantity(meter, decimal(tier["quantity"])), price, ""))
     return rows
 
 
@@ -134,28 +143,26 @@ def _notes(line: Line, invoice: Invoice, exact: str) -> list[str]:
     return [f"  {note}" for note in notes]
 
 
-def _unit_price(line: Line, invoice: Invoice) -> str:
-    return _tier_price(line, invoice, line.detail["tiers"][0])
-
-
-def _tier_price(line: Line, invoice: Invoice, tier: dict[str, Any]) -> str:
+def _tier_price(meter: MeterText, line: Line, invoice: Invoice, tier: dict[str, Any]) -> str:
     """Write a tier's price per unit for people, and its flat fee."""
-    _, unit, size = _METERS[line.meter or ""]
-    per = decimal(line.detail["unitSize"])
-    flat = amount_text(tier["flatFeeMinor"], invoice.billed.currency)
-    price = _grouped(tier["unitPrice"])
-    of = unit if per == size else f"{_grouped(_in_units(per, size))} {unit}"
-    parts = [f"{price} / {of}"] if decimal(tier["unitPrice"]) else []
-    parts += [f"{flat} flat"] if tier["flatFeeMinor"] else []
+    unit_size = decimal(line.detail["unitSize"])
+    per = meter.per if unit_size == meter.size else f"{_in_units(meter, unit_size)} {meter.per}"
+    parts = [f"{_grouped(tier['unitPrice'])} / {per}"] if decimal(tier["unitPrice"]) else []
+    if tier["flatFeeMinor"]:
+        parts.append(f"{amount_text(tier['flatFeeMinor'], invoice.billed.currency)} flat")
     return " + ".join(parts)
 
 
-def _in_units(quantity: Decimal, size: int) -> str:
+def _quantity(meter: MeterText, quantity: Decimal) -> str:
+    return f"{_in_units(meter, quantity)} {meter.unit}".rstrip()
+
+
+def _in_units(meter: MeterText, quantity: Decimal) -> str:
     """Write a quantity in units for people, with at most six decimals."""
-    return plain(round(quantity / size, 6)) if size > 1 else plain(quantity)
+    return _grouped(plain(quantity if meter.size == 1 else round(quantity / meter.size, 6)))
 
 
-def _share(detail: Any) -> Decimal:
+def _share(detail: Mapping[str, str]) -> Decimal:
     return decimal(detail["seconds"]) / decimal(detail["periodSeconds"])
 
 
