@@ -179,7 +179,7 @@ class Postgres:
     async def refresh_usage(self) -> list[str]:
         """Read the usage of all tenants at once; return the uids whose status shall change.
 
-        What a status shows stays for a minute, however fast the figures move.
+        What a status shows stays for a minute, unless nothing had run before.
         """
         try:
             totals = await self._call(usage_store.usage_summaries, self._clock())
@@ -189,8 +189,9 @@ class Postgres:
         now = time.monotonic()
         moved = []
         for uid, shown in figures(*totals).items():
-            last, at = self._figures.get(uid, (None, -SHOWN_FOR_SECONDS))
-            if shown != last and now - at >= SHOWN_FOR_SECONDS:
+            last, at = self._figures.get(uid, (None, 0.0))
+            idle = last is None or last["botHours"] == "0.000"
+            if shown != last and (idle or now - at >= SHOWN_FOR_SECONDS):
                 self._figures[uid] = (shown, now)
                 moved.append(uid)
         return moved

@@ -48,7 +48,7 @@ def _up(state: Path) -> int:
     started = time.monotonic()
     state.mkdir(parents=True, exist_ok=True)
     with _step("a real Kubernetes control plane, simulated nodes"):
-        found = cluster.start(state, _detail)
+        found = cluster.start(state, _detail, [ROOT / "crds"])
     with _step("a real PostgreSQL"):
         server = postgres.start(state)
         url = database(server)
@@ -59,7 +59,7 @@ def _up(state: Path) -> int:
         installed.start("metering")
         until(lambda: _holds_lease(installed), within=30, what="the operator leads")
     since = _first_of_last_month(datetime.now(UTC))
-    with _step("two plans and a tenant (Kubernetes discovers new kinds every 30 s)"):
+    with _step("two plans and a tenant"):
         installed.apply(*_objects("10-plans.yaml"), *_tenant(since))
         installed.kubectl("wait", "--for=condition=Ready", f"tenant/{TENANT}", "--timeout=120s")
     with _step(f"two bots, running since {since:%Y-%m-%d}"):

@@ -12,10 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.controlplane import cluster as clusters
 from tests.support.controlplane import postgres as servers
 from tests.support.controlplane import watchdog
+from tests.support.installation import ROOT, Installation
+
+PLANS = tuple(yaml.safe_load_all((ROOT / "manifests/examples/10-plans.yaml").read_text()))
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +36,7 @@ def session_state() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def control_plane(session_state: Path) -> Iterator[clusters.Cluster]:
     """A cluster, shared by all tests of the session."""
-    found = clusters.start(session_state)
+    found = clusters.start(session_state, definitions=[ROOT / "crds"])
     yield found
     if found.kind == "embedded":
         found.stop()
@@ -52,3 +56,18 @@ def database(postgres: servers.Postgres) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     yield postgres.create_database(name)
     postgres.drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def botplane(control_plane: clusters.Cluster, postgres: servers.Postgres) -> Iterator[Installation]:
+    """Install botplane and start it: operator and metering, shared by all tests of the session.
+
+    A test makes tenants of its own and leaves the processes running as it found them.
+    """
+    installed = Installation.into(control_plane, postgres.ensure_database("botplane"))
+    installed.start("operator")
+    installed.start("metering")
+    installed.wait_for_leader()
+    installed.apply(*PLANS)
+    yield installed
+    installed.stop("operator", "metering")

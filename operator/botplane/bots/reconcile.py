@@ -99,17 +99,23 @@ class BotReconciler:
         return Progress(findings=policy.findings(facts), suspended=suspended)
 
     def _older(self, body: Manifest, rights: policy.Rights) -> list[policy.Share]:
-        """Return what bots declared before this one claim; equal times are told by name."""
-        mine = (body["metadata"]["creationTimestamp"], body["metadata"]["name"])
+        """Return what bots declared before this one claim."""
+        mine = self._age(body)
         shares = []
         for key in self._cluster.objects.keys("BotDeployment", body["metadata"]["namespace"]):
             other = self._cluster.objects.get(key)
             if other is None or "deletionTimestamp" in other["metadata"]:
                 continue
-            if (other["metadata"]["creationTimestamp"], key[2]) < mine:
+            if self._age(other) < mine:
                 spec = BotDeploymentSpec.model_validate(other["spec"])
                 shares.append(policy.share(key[2], spec, rights.plan))
         return shares
+
+    def _age(self, body: Manifest) -> tuple[str, bool, str]:
+        """Return what bots are ordered by: of one second, those that run come first, then names."""
+        meta = body["metadata"]
+        workload = self._cluster.children.get(Ref("Deployment", meta["namespace"], meta["name"]))
+        return meta["creationTimestamp"], workload is None, meta["name"]
 
     async def _missing_secrets(self, namespace: str, spec: BotDeploymentSpec) -> list[Finding]:
         """Return the referenced Secrets that do not exist; their content is never fetched."""

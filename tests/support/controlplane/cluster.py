@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,14 +57,20 @@ class Cluster:
         processes.restart(self.state, program)
 
 
-def start(state: Path, say: Say = quiet) -> Cluster:
+def start(state: Path, say: Say = quiet, definitions: Sequence[Path] = ()) -> Cluster:
     """Return the cluster that `CLUSTER` asks for, started if need be.
+
+    `definitions` are applied before the controllers of an embedded cluster start.
 
     Raises:
         NoClusterError: It cannot be had here.
     """
     kind = os.environ.get("CLUSTER") or "embedded"
-    starters = {"embedded": _embedded, "kind": _kind, "current": _current}
+    starters = {
+        "embedded": lambda state, say: _embedded(state, say, definitions),
+        "kind": _kind,
+        "current": _current,
+    }
     if kind not in starters:
         raise NoClusterError(f"CLUSTER={kind} is none of {', '.join(starters)}")
     return starters[kind](state, say)
@@ -77,8 +83,8 @@ def stop(state: Path) -> None:
     embedded.stop(state)
 
 
-def _embedded(state: Path, say: Say) -> Cluster:
-    layout = embedded.start(state, say)
+def _embedded(state: Path, say: Say, definitions: Sequence[Path]) -> Cluster:
+    layout = embedded.start(state, say, definitions)
     tokens = identities.ensure_tokens(layout.credentials)
     names = [who.name for who in identities.CLIENTS]
     return Cluster(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +27,14 @@ def quiet(line: str) -> None:
     """Take a line of progress and show it to nobody."""
 
 
-def start(state: Path, say: Say = quiet) -> Layout:
+def start(state: Path, say: Say = quiet, definitions: Sequence[Path] = ()) -> Layout:
     """Start what does not run yet, and return when pods can be created.
+
+    Args:
+        state: Folder of everything that runs.
+        say: Takes lines of progress.
+        definitions: CustomResourceDefinition files to apply before the controllers start: they
+            look for new kinds only every 30 seconds, and quotas that count them wait so long.
 
     Raises:
         processes.ProgramFailedError: A program ended while it was waited for.
@@ -48,6 +55,7 @@ def start(state: Path, say: Say = quiet) -> Layout:
         _start_etcd(layout)
     with _step(API_SERVER, say):
         _start_api_server(layout)
+        _apply(layout, definitions)
     with _step(", ".join(LOOPS), say):
         _start_loops(layout)
     with _step("nodes ready", say):
@@ -111,6 +119,14 @@ def _start_api_server(layout: Layout) -> None:
         _write_kubeconfig(
             layout, components.component_kubeconfig(layout, who.name), tokens[who.name]
         )
+
+
+def _apply(layout: Layout, files: Sequence[Path]) -> None:
+    if files:
+        kubectl = [str(layout.binaries["kubectl"]), f"--kubeconfig={kubeconfig(layout, 'admin')}"]
+        named = [word for file in files for word in ("-f", str(file))]
+        command = [*kubectl, "apply", "--server-side", *named]
+        subprocess.run(command, check=True, capture_output=True)
 
 
 def _has_ca(layout: Layout) -> bool:

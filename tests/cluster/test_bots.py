@@ -1,0 +1,230 @@
+"""A BotDeployment becomes a workload, follows every change, or says what keeps it from running."""
+
+from __future__ import annotations
+
+from tests.support.world import World, a_bot, a_name, a_plan, bot_key, tenant_key
+
+QUICK = 2.0
+
+
+def test_a_bot_runs_restricted_metered_and_with_its_own_account(world: World) -> None:
+    tenant = world.tenant()
+
+    bot = world.bot(
+        tenant,
+        runtimeConfig={"pair": "SOL/USDC"},
+        ports=[{"name": "http", "containerPort": 8080}],
+        healthCheck={"port": "http"},
+    )
+
+    namespace = f"tenant-{tenant}"
+    pod = world.list("Pod", namespace)[0]
+    assert pod["metadata"]["finalizers"] == ["botplane.io/metering"]
+    assert pod["spec"]["serviceAccountName"] == "bot"
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    container = pod["spec"]["containers"][0]
+    assert container["image"] == "sniperforge/bot:1.0.0"
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["resources"]["requests"]["cpu"] == "250m"
+    config = world.read("ConfigMap", namespace, "bot")
+    assert config is not None
+    assert config["data"]["config.json"] == '{"pair":"SOL/USDC"}'
+    assert bot["status"]["endpoints"] == [
+        {"name": "http", "url": f"http://bot.{namespace}.svc:8080"}
+    ]
+    assert bot["status"]["readyReplicas"] == 1
+
+
+def test_kubectl_scale_works_and_its_status_follows(world: World) -> None:
+    tenant = world.tenant()
+    world.bot(tenant)
+
+    world.installed.kubectl("scale", "bot", "bot", "-n", f"tenant-{tenant}", "--replicas=3")
+
+    def ready() -> bool:
+        body = world.read(*bot_key(tenant))
+        return body is not None and body["status"]["readyReplicas"] == 3
+
+    world.eventually(ready, "three replicas are ready")
+
+
+def test_a_changed_configuration_rolls_the_pods_and_a_changed_image_too(world: World) -> None:
+    tenant = world.tenant()
+    world.bot(tenant, runtimeConfig={"levels": 1})
+    namespace = f"tenant-{tenant}"
+
+    def running() -> tuple[str, str]:
+        pods = [p for p in world.list("Pod", namespace) if p["status"].get("phase") == "Running"]
+        if len(pods) != 1:
+            return "", ""
+        return pods[0]["metadata"]["name"], pods[0]["spec"]["containers"][0]["image"]
+
+    first = running()
+    world.patch(*bot_key(tenant), {"spec": {"runtimeConfig": {"levels": 2}}})
+    second = world.eventually(
+        lambda: running() if running() not in {first, ("", "")} else None, "rolled", 30
+    )
+    world.patch(*bot_key(tenant), {"spec": {"version": "1.0.1"}})
+    world.eventually(lambda: running()[1] == "sniperforge/bot:1.0.1", "the new image runs", 30)
+
+    assert second != first
+
+
+def test_the_autoscaler_owns_the_replicas(world: World) -> None:
+    tenant = world.tenant()
+    world.bot(tenant, autoscaling={"minReplicas": 1, "maxReplicas": 4, "targetCPUPercent": 70})
+    namespace = f"tenant-{tenant}"
+
+    world.patch("Deployment", namespace, "bot", {"spec": {"replicas": 3}})
+    world.patch(*bot_key(tenant), {"spec": {"runtimeConfig": {"touched": True}}})
+
+    def touched() -> bool:
+        config = world.read("ConfigMap", namespace, "bot")
+        return config is not None and "touched" in config["data"]["config.json"]
+
+    world.eventually(touched, "the pass has been")
+    deployment = world.read("Deployment", namespace, "bot")
+    assert deployment is not None
+    assert deployment["spec"]["replicas"] == 3
+
+
+def test_an_autoscaler_that_is_no_longer_wanted_goes(world: World) -> None:
+    tenant = world.tenant()
+    world.bot(tenant, autoscaling={"maxReplicas": 4, "targetCPUPercent": 70})
+    scaler = ("HorizontalPodAutoscaler", f"tenant-{tenant}", "bot")
+    assert world.read(*scaler) is not None
+
+    world.patch(*bot_key(tenant), {"spec": {"autoscaling": None, "replicas": 2}})
+
+    world.eventually(lambda: world.read(*scaler) is None, "the autoscaler is gone")
+
+
+def test_a_missing_secret_is_named_and_its_arrival_is_noticed(world: World) -> None:
+    tenant = world.tenant()
+    namespace = f"tenant-{tenant}"
+
+    world.create(a_bot(tenant, walletKeysSecretRef={"name": "wallet"}))
+
+    body = world.wait_for(bot_key(tenant), "ConfigurationReady", "SecretNotFound", within=QUICK)
+    assert "wallet" in body["status"]["conditions"][0]["message"]
+    assert world.list("Deployment", namespace) == []
+    secret = {"apiVersion": "v1", "kind": "Secret", "stringData": {"key": "k"}}
+    world.create(secret | {"metadata": {"name": "wallet", "namespace": namespace}})
+    world.wait_for(bot_key(tenant), "Ready", "Running")
+
+
+def test_the_bot_beyond_the_limit_waits_and_runs_when_there_is_room(world: World) -> None:
+    plan = a_name("plan")
+    world.create(a_plan(plan, maxBots=2, quota={"cpu": "8", "memory": "16Gi"}))
+    tenant = world.tenant(planRef={"name": plan}, overrides={"maxBots": 1})
+    world.bot(tenant, "one")
+    world.patch("Tenant", "", tenant, {"spec": {"overrides": {"maxBots": 2}}})
+    world.eventually(lambda: _limit(world, tenant) == 2, "the limit is 2")
+    world.eventually(lambda: _created(world, a_bot(tenant, "two")), "there is room for two")
+    world.wait_for(bot_key(tenant, "two"), "Ready", "Running")
+    world.patch("Tenant", "", tenant, {"spec": {"overrides": {"maxBots": 1}}})
+
+    body = world.wait_for(bot_key(tenant, "two"), "Ready", "BotLimitReached")
+
+    assert "allows 1" in body["status"]["conditions"][0]["message"]
+    world.wait_for(tenant_key(tenant), "WithinPlan", "BotLimitReached")
+    world.delete(*bot_key(tenant, "one"))
+    world.wait_for(bot_key(tenant, "two"), "Ready", "Running", within=30)
+
+
+def test_a_scale_beyond_the_plan_is_told_and_what_runs_keeps_running(world: World) -> None:
+    tenant = world.tenant()
+    world.bot(tenant, replicas=2)
+
+    world.patch(*bot_key(tenant), {"spec": {"replicas": 9}})
+
+    body = world.wait_for(bot_key(tenant), "WithinPlan", "ReplicaLimitReached", within=QUICK)
+    assert (
+        "spec.replicas is 9 and plan professional allows 6"
+        in body["status"]["conditions"][0]["message"]
+    )
+    deployment = world.read("Deployment", f"tenant-{tenant}", "bot")
+    assert deployment is not None
+    assert deployment["spec"]["replicas"] == 2
+
+
+def test_a_bot_beyond_the_quota_is_told_with_the_numbers(world: World) -> None:
+    plan = a_name("plan")
+    world.create(a_plan(plan, quota={"cpu": "1", "memory": "1Gi"}))
+    tenant = world.tenant(planRef={"name": plan})
+    world.bot(tenant, "small", resources={"requests": {"cpu": "600m", "memory": "256Mi"}})
+
+    world.create(a_bot(tenant, "large", resources={"requests": {"cpu": "500m", "memory": "256Mi"}}))
+
+    body = world.wait_for(bot_key(tenant, "large"), "Ready", "QuotaExceeded", within=QUICK)
+    message = body["status"]["conditions"][0]["message"]
+    assert "asks for 500m cpu" in message
+    assert "400m of the tenant's 1 are free" in message
+    assert world.read("Deployment", f"tenant-{tenant}", "large") is None
+
+
+def test_an_image_from_elsewhere_is_refused(world: World) -> None:
+    tenant = world.tenant()
+
+    world.create(a_bot(tenant, image="evil.example/bot:1"))
+
+    body = world.wait_for(bot_key(tenant), "Ready", "ImageNotAllowed", within=QUICK)
+    assert "registry.example/sniperforge" in body["status"]["conditions"][0]["message"]
+
+
+def test_a_bot_outside_of_a_tenants_namespace_says_so(world: World) -> None:
+    name = a_name("stray")
+    body = a_bot("x", name)
+    body["metadata"]["namespace"] = "default"
+
+    world.create(body)
+
+    world.wait_for(("BotDeployment", "default", name), "Ready", "TenantNotFound", within=QUICK)
+    world.delete("BotDeployment", "default", name)
+
+
+def test_a_foreign_object_of_the_same_name_is_not_taken(world: World) -> None:
+    tenant = world.tenant()
+    namespace = f"tenant-{tenant}"
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "bot", "namespace": namespace},
+        "data": {"mine": "yes"},
+    }
+    world.create(foreign)
+
+    world.create(a_bot(tenant))
+
+    body = world.wait_for(bot_key(tenant), "Ready", "Conflict", within=QUICK)
+    assert "ConfigMap" in body["status"]["conditions"][0]["message"]
+    config = world.read("ConfigMap", namespace, "bot")
+    assert config is not None
+    assert config["data"] == {"mine": "yes"}
+
+
+def test_a_deleted_bot_takes_its_objects_along_once_its_time_is_metered(world: World) -> None:
+    tenant = world.tenant()
+    world.bot(tenant, ports=[{"name": "http", "containerPort": 8080}])
+    namespace = f"tenant-{tenant}"
+
+    world.delete(*bot_key(tenant))
+
+    for kind in ("Deployment", "Service", "Secret", "Pod"):
+        world.eventually(
+            lambda kind=kind: not world.list(kind, namespace), f"no {kind} is left", 40
+        )
+
+
+def _limit(world: World, tenant: str) -> int:
+    body = world.read(*tenant_key(tenant))
+    return int(body["status"]["bots"]["limit"]) if body else 0
+
+
+def _created(world: World, body: dict[str, object]) -> bool:
+    """Try to create: the quota that allows it takes effect with a delay."""
+    try:
+        world.create(body)
+    except OSError:
+        return False
+    return True
