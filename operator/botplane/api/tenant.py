@@ -92,7 +92,7 @@ class Member(APIModel):
 
     kind: MemberKind
     """User, Group or ServiceAccount (of the tenant's own namespace)."""
-    name: Annotated[str, Field(pattern=r"^[^\s\x00-\x1f]+$", min_length=1, max_length=253)]
+    name: Annotated[str, Field(pattern=r"^[^\x00-\x20]+$", min_length=1, max_length=253)]
     """Name as the API server's authentication gives it."""
     role: MemberRole
     """Viewer reads; Operator also changes bots, ConfigMaps and Secrets."""
@@ -139,7 +139,10 @@ class TenantSpec(APIModel):
     organization_name: Annotated[str, Field(min_length=1, max_length=200)]
     """Legal name, for invoices."""
     admin_email: Annotated[
-        str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$", min_length=6, max_length=254)
+        str,
+        Field(
+            pattern=r"^[^@\t\n\f\r ]+@[^@\t\n\f\r ]+\.[^@\t\n\f\r ]+$", min_length=6, max_length=254
+        ),
     ]
     """Address for invoices and notices."""
     plan_ref: LocalReference

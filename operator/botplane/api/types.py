@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Decimal, localcontext
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -14,10 +14,12 @@ QUANTITY_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,6})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 _QUANTITY_FACTORS = {
     "": Decimal(1), "m": Decimal("0.001"),
     "k": Decimal(10) ** 3, "M": Decimal(10) ** 6, "G": Decimal(10) ** 9,
-    "T": Decimal(10) ** 12, "P": Decimal(10) ** 15,
+    "T": Decimal(10) ** 12, "P": Decimal(10) ** 15, "E": Decimal(10) ** 18,
     "Ki": Decimal(2) ** 10, "Mi": Decimal(2) ** 20, "Gi": Decimal(2) ** 30,
-    "Ti": Decimal(2) ** 40, "Pi": Decimal(2) ** 50,
+    "Ti": Decimal(2) ** 40, "Pi": Decimal(2) ** 50, "Ei": Decimal(2) ** 60,
 }  # fmt: skip
+_DIGITS = 60
+"""More than any quantity of the pattern has, so that none is rounded."""
 
 
 class Quantity(str):
@@ -31,8 +33,9 @@ class Quantity(str):
     @property
     def value(self) -> Decimal:
         """The quantity in its base unit: cores or bytes."""
-        digits = self.rstrip("mkMGTPKi")
-        return Decimal(digits) * _QUANTITY_FACTORS[self[len(digits) :]]
+        digits = self.rstrip("mkMGTPEKi")
+        with localcontext(prec=_DIGITS):
+            return Decimal(digits) * _QUANTITY_FACTORS[self[len(digits) :]]
 
     @property
     def canonical(self) -> str:
@@ -41,7 +44,8 @@ class Quantity(str):
 
     def times(self, factor: int) -> str:
         """Return a multiple of the quantity, as the API server stores it."""
-        return _canonical(self.value * factor, binary=self.endswith("i"))
+        with localcontext(prec=_DIGITS):
+            return _canonical(self.value * factor, binary=self.endswith("i"))
 
     @classmethod
     def __get_pydantic_core_schema__(
@@ -67,6 +71,9 @@ class Quantity(str):
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "pattern": QUANTITY_PATTERN,
             "maxLength": 24,
+            # A pattern binds strings only; without bounds the server admits -1, the model does not.
+            "minimum": 0,
+            "maximum": 10**12 - 1,
             "x-kubernetes-int-or-string": True,
         }
 
@@ -75,12 +82,15 @@ def _canonical(value: Decimal, *, binary: bool) -> str:
     """Return the shortest whole number with a suffix of the same family; rounds up to 1/1000."""
     if value == 0:
         return "0"
-    for suffix, factor in reversed(_QUANTITY_FACTORS.items()):
-        if suffix.endswith("i") == binary and suffix != "m" and value % factor == 0:
-            return f"{int(value / factor)}{suffix}"
-    if value == value.to_integral_value():
-        return str(int(value))
-    return f"{int((value * 1000).to_integral_value(ROUND_CEILING))}m"
+    with localcontext(prec=_DIGITS):
+        thousandths = (value * 1000).to_integral_value(ROUND_CEILING)
+        if thousandths % 1000:
+            return f"{int(thousandths)}m"
+        whole = thousandths / 1000
+        for suffix, factor in reversed(_QUANTITY_FACTORS.items()):
+            if suffix.endswith("i") == binary and suffix != "m" and whole % factor == 0:
+                return f"{int(whole / factor)}{suffix}"
+    return str(int(whole))
 
 
 Money = Annotated[
