@@ -188,14 +188,15 @@ class Operator:
             return
         if event == "DELETED":
             owner = self._children.forget(ref_of(body), body["metadata"]["uid"])
+            owners = [] if owner is None else [owner]
         else:
-            owner = self._children.observe(body)
-        if owner is not None:
+            owners = self._children.observe(body)
+        for owner in owners:
             self._add(owner)
-            if kind == "Deployment":
-                tenant = self._neighbours.tenant_key(owner[1])
-                if tenant is not None:
-                    self._add(tenant)
+            # A tenant shows how many of its bots run.
+            tenant = self._neighbours.tenant_key(owner[1]) if kind == "Deployment" else None
+            if tenant is not None:
+                self._add(tenant)
 
     def _add(self, key: Key) -> None:
         if self._leading:

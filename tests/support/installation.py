@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,17 @@ class Installation:
         """Start another replica, which waits for the lease."""
         (port,) = free_ports(1)
         extra = {"BOTPLANE_IDENTITY": "second", "BOTPLANE_HEALTH_PORT": str(port)}
+        self.ports["operator-second"] = port
         program = self._program("operator", extra, record="operator-second")
         processes.start(program, self.cluster.state)
+
+    def answers(self, name: str, probe: str) -> bool:
+        """Return whether a probe of a process, such as `readyz`, says ok."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[name]}/{probe}") as answer:
+                return bool(answer.status == HTTPStatus.OK)
+        except OSError:
+            return False
 
     def stop(self, *names: str) -> None:
         """End processes in order, as the kubelet would."""

@@ -11,9 +11,13 @@ from botplane.errors import Rejected, Retryable
 from botplane.kube.client import KubeClient
 from botplane.kube.drift import sealed
 from botplane.kube.errors import ConflictError, NotFoundError
+from botplane.kube.foreign import foreign_fields, removals
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import RESOURCES, Manifest, Ref, ref_of
 from botplane.telemetry.metrics import APPLIED
+
+MADE_BY_KUBERNETES = frozenset({("ServiceAccount", "default")})
+"""What Kubernetes puts into every namespace: ours to configure, whoever was first."""
 
 
 class OutOfBoundsError(Exception):
@@ -105,6 +109,8 @@ class Applier:
             elif not fresh:
                 await self._refuse_foreign(ref, manifest)
             written = await self._client.apply(manifest)
+            if foreign := foreign_fields(written):
+                written = await self._client.json_patch(ref, removals(written, foreign))
         except (Rejected, Retryable) as error:
             return error
         except NotFoundError as error:
@@ -116,6 +122,8 @@ class Applier:
         return None
 
     async def _refuse_foreign(self, ref: Ref, manifest: Manifest) -> None:
+        if (ref.kind, ref.name) in MADE_BY_KUBERNETES:
+            return
         try:
             there = await self._client.get(ref, metadata_only=True)
         except NotFoundError:

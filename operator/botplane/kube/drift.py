@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from botplane.api.labels import APPLIED_HASH, FIELD_MANAGER, GROUP
+from botplane.kube.foreign import foreign_fields
 from botplane.kube.resources import Manifest
 
 SYSTEM_FIELDS = frozenset({"apiVersion", "kind", "metadata", "status"})
@@ -48,7 +49,8 @@ def form(observed: Manifest) -> Manifest:
     }
     if observed["kind"] == "Secret":
         return {"metadata": kept, "otherWriters": other_writers(meta)}
-    return {"metadata": kept, **{k: v for k, v in observed.items() if k not in SYSTEM_FIELDS}}
+    content = {k: v for k, v in observed.items() if k not in SYSTEM_FIELDS}
+    return {"metadata": kept, "foreign": foreign_fields(observed), **content}
 
 
 def other_writers(meta: dict[str, Any]) -> list[list[str]]:
@@ -89,4 +91,4 @@ def holds(observed: Manifest, desired: Manifest) -> bool:
     if desired["kind"] == "Secret":
         return covers(observed["metadata"], meta) and not observed["otherWriters"]
     wanted = {k: v for k, v in desired.items() if k not in SYSTEM_FIELDS}
-    return covers(observed, {"metadata": meta, **wanted})
+    return not observed["foreign"] and covers(observed, {"metadata": meta, **wanted})

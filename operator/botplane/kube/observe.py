@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from botplane.api.labels import BOT, TENANT, TENANT_UID
+from botplane.api.labels import TENANT, TENANT_UID
 from botplane.kube.drift import canonical, digest, form, holds
 from botplane.kube.resources import Manifest, Ref, ref_of
 
@@ -60,14 +60,16 @@ class Child:
 
 
 def owner_of(observed: Manifest) -> Key | None:
-    """Return the custom resource that a child belongs to, by its labels."""
-    labels = observed["metadata"].get("labels", {})
-    namespace = observed["metadata"].get("namespace", "")
-    if BOT in labels:
-        return Key("BotDeployment", namespace, labels[BOT])
-    if TENANT in labels:
-        return Key("Tenant", "", labels[TENANT])
-    return None
+    """Return the custom resource that a child belongs to.
+
+    A bot's objects name it as their owner; a tenant's have no owner reference and a label.
+    """
+    meta = observed["metadata"]
+    for reference in meta.get("ownerReferences", ()):
+        if reference["kind"] == "BotDeployment" and reference.get("controller"):
+            return Key("BotDeployment", meta["namespace"], reference["name"])
+    tenant = meta.get("labels", {}).get(TENANT)
+    return None if tenant is None else Key("Tenant", "", tenant)
 
 
 class Children:
@@ -89,17 +91,18 @@ class Children:
         """Return the identities of all children of a kind."""
         return [ref for ref in self._by_ref if ref.kind == kind]
 
-    def observe(self, observed: Manifest) -> Key | None:
-        """Take note of an object; return its owner if a pass should look at it."""
+    def observe(self, observed: Manifest) -> list[Key]:
+        """Take note of an object; return the owners, now and before, that should look at it."""
         child = _child(observed)
         ref = ref_of(observed)
         last = self._by_ref.get(ref)
         if last is not None and (child.version < last.version or _same(last, child)):
-            return None
+            return []
         if last is not None and last.uid == child.uid and last.form_hash == child.form_hash:
             child.settled, child.form = last.settled, last.form
         self._store(ref, child)
-        return child.owner
+        owners = {child.owner, None if last is None else last.owner}
+        return [owner for owner in owners if owner is not None]
 
     def forget(self, ref: Ref, uid: str = "") -> Key | None:
         """Take note that an object (the one with this uid) is gone; return its owner if known."""
@@ -147,9 +150,7 @@ class Children:
         present = set()
         for observed in listed:
             present.add(ref_of(observed))
-            owner = self.observe(observed)
-            if owner is not None:
-                found.append(owner)
+            found += self.observe(observed)
         for ref in self.refs(kind):
             if ref not in present and namespace in (None, ref.namespace):
                 owner = self.forget(ref)
