@@ -172,12 +172,15 @@ class World:
         )
 
     def close(self) -> None:
-        """Free every pod and remove the namespaces."""
+        """Free every pod and remove the namespaces, so that the next test is alone."""
         for tenant in self.tenants:
-            pods = f"/api/v1/namespaces/{tenant.namespace}/pods"
-            for pod in self.kube.send("GET", pods)["items"] if self.kube.send("GET", pods) else []:
-                self.kube.patch(path_of(pod), {"metadata": {"finalizers": None}})
             self.kube.send("DELETE", f"/api/v1/namespaces/{tenant.namespace}")
+            listed = self.kube.send("GET", f"/api/v1/namespaces/{tenant.namespace}/pods")
+            for pod in listed["items"]:
+                pod["metadata"].setdefault("namespace", tenant.namespace)
+                self.kube.patch(path_of(pod), {"metadata": {"finalizers": None}})
+                self.delete(pod, gracePeriodSeconds=0)
+        until(lambda: self.left() == 0, within=60, what="no pods left behind")
 
 
 def path_of(pod: dict[str, Any] | Plan) -> str:
@@ -267,13 +270,16 @@ class Recorder:
 
 
 @contextmanager
-def metering(cluster: Cluster, database_url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def metering(
+    cluster: Cluster, database_url: str, log: Path, health_port: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run metering as a process of its own, with only the rights that it is granted."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT / "operator"),
         "DATABASE_URL": database_url,
         "KUBECONFIG": str(cluster.kubeconfigs["metering"]),
+        "HEALTH_PORT": str(health_port or ""),
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -292,7 +298,8 @@ sys.path.insert(0, os.environ.get("METERING_CODE", sys.path[0]))
 from botplane.metering import reconcile
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
-reconcile.run(os.environ["DATABASE_URL"], os.environ["KUBECONFIG"], None, stop)
+port = os.environ["HEALTH_PORT"]
+reconcile.run(os.environ["DATABASE_URL"], None, int(port) if port else None, stop)
 """
 
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from botplane.store.migrate import migrate
 from tests.faults.metering_world import (
@@ -26,6 +27,7 @@ from tests.faults.metering_world import (
 )
 from tests.faults.pgproxy import PostgresProxy
 from tests.support.controlplane.cluster import Cluster
+from tests.support.controlplane.ports import free_ports
 from tests.support.controlplane.postgres import Postgres
 from tests.support.controlplane.waiting import until
 
@@ -295,6 +297,29 @@ def test_a_stopped_metering_ends_cleanly_and_at_once(world: World, usage: str, l
         process.send_signal(signal.SIGTERM)
 
         assert process.wait(timeout=5) == 0
+
+
+def test_probes_and_metrics_answer_while_postgres_is_down(
+    world: World, usage: str, postgres: Postgres, log: Path
+) -> None:
+    (port,) = free_ports(1)
+    with metering(world.cluster, usage, log, port):
+        until(lambda: _get(port, "/readyz")[0] == 200, within=20, what="ready")
+        postgres.kill9()
+        _pass_time(2)
+        answers = [_get(port, path) for path in ("/livez", "/readyz", "/metrics")]
+        postgres.restart()
+
+    assert [status for status, _ in answers] == [200, 200, 200]
+    assert "botplane_metering_pods_awaiting_settlement 0.0" in answers[2][1]
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    try:
+        answer = urllib3.request("GET", f"http://127.0.0.1:{port}{path}", retries=False, timeout=5)
+    except urllib3.exceptions.HTTPError:
+        return 0, ""
+    return answer.status, answer.data.decode()
 
 
 def _delete_all(world: World, recorder: Recorder, plans: list[Plan]) -> None:

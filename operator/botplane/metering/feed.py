@@ -12,28 +12,27 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import structlog
-import urllib3
-from kubernetes import client, watch
 
 from botplane.api import labels
 from botplane.errors import Retryable
 from botplane.metering import metrics
-from botplane.metering.calls import call
+from botplane.metering.calls import Api, Query
 from botplane.metering.evidence import Json, Pod, read_pod
 
 PAGE_SIZE: Final = 500
 SELECTOR: Final = f"{labels.MANAGED_BY}={labels.MANAGED_BY_VALUE}"
-LIST_TIMEOUT_SECONDS: Final = (5, 30)
-WATCH_TIMEOUT_SECONDS: Final = (5, 90)
+PODS: Final = "/api/v1/pods"
+LIST_TIMEOUT_SECONDS: Final = 30
+WATCH_TIMEOUT_SECONDS: Final = 90
 """A watch without a word for so long is dead: the server sends a bookmark each minute."""
 LONGEST_BACKOFF_SECONDS: Final = 15.0
 
@@ -41,19 +40,7 @@ log = structlog.get_logger()
 
 
 class FeedError(Exception):
-    """The API server refused a list."""
-
-
-BROKEN_FEED: Final = (
-    FeedError,
-    Retryable,
-    client.ApiException,
-    urllib3.exceptions.HTTPError,
-    OSError,
-    ValueError,
-    KeyError,
-)
-"""What a list or a watch can end with; KeyError is how the client reports an ERROR event."""
+    """The API server refused a list or ended a watch with an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +55,7 @@ class Taken:
 class PodFeed:
     """Follows all of botplane's pods; safe for one following and one taking thread."""
 
-    def __init__(
-        self, api: client.CoreV1Api, clock: Callable[[], datetime], resync_seconds: int
-    ) -> None:
+    def __init__(self, api: Api, clock: Callable[[], datetime], resync_seconds: int) -> None:
         self._api = api
         self._clock = clock
         self._resync_seconds = resync_seconds
@@ -81,7 +66,6 @@ class PodFeed:
         self._released: set[UUID] = set()
         self._heard_at: datetime | None = None
         self._skew = timedelta(0)
-        self._watch: Any = None
         self.lists = 0
         self.moved_at = time.monotonic()
 
@@ -93,7 +77,7 @@ class PodFeed:
                 version = self._list()
                 failures = 0
                 self._follow_watch(version, stop)
-            except BROKEN_FEED as error:
+            except (FeedError, Retryable, ValueError, KeyError) as error:
                 if stop.is_set():
                     return
                 failures += 1
@@ -103,9 +87,7 @@ class PodFeed:
                 stop.wait(backoff_seconds(failures, LONGEST_BACKOFF_SECONDS))
 
     def interrupt(self) -> None:
-        """Wake whoever waits for the API server or for a change."""
-        if self._watch is not None:
-            self._watch.stop()
+        """Wake whoever waits for a change."""
         with self._changed:
             self._changed.notify_all()
 
@@ -160,8 +142,8 @@ class PodFeed:
     def _list(self) -> str:
         asked_at = self._clock()
         found: dict[UUID, Pod] = {}
-        token, version = None, ""
-        while token != "":
+        token, version = "", ""
+        while not version or token:
             page, date = self._page(token)
             for item in page["items"]:
                 pod = _read(item)
@@ -184,26 +166,28 @@ class PodFeed:
         log.debug("Listed pods", count=len(found))
         return version
 
-    def _page(self, token: str | None) -> tuple[Json, datetime | None]:
-        reply = call(
-            self._api.list_pod_for_all_namespaces,
-            label_selector=SELECTOR,
-            limit=PAGE_SIZE,
-            _continue=token,
-            timeout=LIST_TIMEOUT_SECONDS,
-        )
+    def _page(self, token: str) -> tuple[Json, datetime | None]:
+        query: Query = {"labelSelector": SELECTOR, "limit": PAGE_SIZE, "continue": token}
+        reply = self._api.get(PODS, query, timeout=LIST_TIMEOUT_SECONDS)
         if reply.status != HTTPStatus.OK:
             raise FeedError(f"list pods: {reply.status} {reply.body[:200]!r}")
         date = reply.headers.get("Date")
         return json.loads(reply.body), parsedate_to_datetime(date) if date else None
 
     def _follow_watch(self, version: str, stop: threading.Event) -> None:
-        open_watch: Callable[[], Any] = watch.Watch
-        self._watch = open_watch()
-        for event in self._events(version):
+        query: Query = {
+            "labelSelector": SELECTOR,
+            "watch": "1",
+            "resourceVersion": version,
+            "allowWatchBookmarks": "1",
+            "timeoutSeconds": self._resync_seconds,
+        }
+        for event in self._api.stream(PODS, query, timeout=WATCH_TIMEOUT_SECONDS):
             if stop.is_set():
                 return
             self.moved_at = time.monotonic()
+            if event["type"] == "ERROR":
+                raise FeedError(f"watch pods: {event['object'].get('message')}")
             pod = _read(event["object"]) if event["type"] != "BOOKMARK" else None
             with self._changed:
                 if pod is not None and event["type"] == "DELETED":
@@ -213,18 +197,6 @@ class PodFeed:
                     self._dirty.add(pod.uid)
                 self._hear(self._clock())
                 self._changed.notify_all()
-
-    def _events(self, version: str) -> Iterator[dict[str, Any]]:
-        events: Iterator[dict[str, Any]] = self._watch.stream(
-            self._api.list_pod_for_all_namespaces,
-            label_selector=SELECTOR,
-            resource_version=version,
-            allow_watch_bookmarks=True,
-            timeout_seconds=self._resync_seconds,
-            deserialize=False,
-            _request_timeout=WATCH_TIMEOUT_SECONDS,
-        )
-        return events
 
     def _vanish(self, pod: Pod) -> None:
         self._pods.pop(pod.uid, None)

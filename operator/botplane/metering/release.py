@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import structlog
-from kubernetes import client
 
 from botplane.api import labels
 from botplane.errors import Retryable
 from botplane.metering import metrics
-from botplane.metering.calls import CONCURRENT_CALLS, call
+from botplane.metering.calls import CONCURRENT_CALLS, Api
 from botplane.metering.evidence import Json, Pod
 
-TIMEOUT_SECONDS: Final = (3, 10)
-LEASE_NAMESPACE: Final = "kube-node-lease"
+TIMEOUT_SECONDS: Final = 10
+NODE_LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 log = structlog.get_logger()
 
@@ -37,9 +36,8 @@ class Release(StrEnum):
 class Cluster:
     """Single-object calls to the API server, up to eight at once."""
 
-    def __init__(self, core: client.CoreV1Api, leases: client.CoordinationV1Api) -> None:
-        self._core = core
-        self._leases = leases
+    def __init__(self, api: Api) -> None:
+        self._api = api
         self._calls = ThreadPoolExecutor(CONCURRENT_CALLS, thread_name_prefix="release")
 
     def release(self, pods: Sequence[Pod]) -> dict[UUID, Release]:
@@ -68,7 +66,7 @@ class Cluster:
 
         def is_gone(pod: tuple[str, str, UUID]) -> bool:
             namespace, name, uid = pod
-            found = self._get("pod", self._core.read_namespaced_pod, name, namespace)
+            found = self._get("pod", _pod_path(namespace, name))
             if found is None:
                 return False
             return not found or found["metadata"]["uid"] != str(uid)
@@ -78,11 +76,11 @@ class Cluster:
 
     def node(self, name: str) -> Json | None:
         """Return a Node; an empty object when there is none, None when nobody can tell."""
-        return self._get("node", self._core.read_node, name)
+        return self._get("node", f"/api/v1/nodes/{name}")
 
     def node_seen_at(self, name: str) -> datetime | None:
         """Return when the kubelet of a node last renewed its Lease."""
-        lease = self._get("lease", self._leases.read_namespaced_lease, name, LEASE_NAMESPACE)
+        lease = self._get("lease", f"{NODE_LEASES}/{name}")
         renewed = ((lease or {}).get("spec") or {}).get("renewTime")
         return datetime.fromisoformat(renewed).replace(microsecond=0) if renewed else None
 
@@ -98,12 +96,8 @@ class Cluster:
             {"op": "remove", "path": path},
         ]
         try:
-            reply = call(
-                self._core.patch_namespaced_pod,
-                pod.name,
-                pod.namespace,
-                patch,
-                timeout=TIMEOUT_SECONDS,
+            reply = self._api.patch(
+                _pod_path(pod.namespace, pod.name), patch, timeout=TIMEOUT_SECONDS
             )
         except Retryable as error:
             metrics.API_ERRORS.labels("release").inc()
@@ -120,9 +114,9 @@ class Cluster:
         log.warning("Could not release a pod", pod=pod.key, status=status)
         return Release.UNANSWERED
 
-    def _get(self, kind: str, method: Callable[..., Any], *args: str) -> Json | None:
+    def _get(self, kind: str, path: str) -> Json | None:
         try:
-            reply = call(method, *args, timeout=TIMEOUT_SECONDS)
+            reply = self._api.get(path, timeout=TIMEOUT_SECONDS)
         except Retryable:
             metrics.API_ERRORS.labels(f"get_{kind}").inc()
             return None
@@ -133,3 +127,7 @@ class Cluster:
             return None
         document: Json = json.loads(reply.body)
         return document
+
+
+def _pod_path(namespace: str, name: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/pods/{name}"
