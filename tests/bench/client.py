@@ -1,0 +1,98 @@
+"""What benchmarks speak to the API server with: botplane's own thin client, and watches."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+
+from botplane.kube.client import KubeClient
+from botplane.kube.resources import RESOURCES
+from tests.support.controlplane.cluster import Cluster
+
+CONNECTIONS = 64
+ARRIVAL_SECONDS = 30
+
+
+class BenchClient(KubeClient):
+    """The client with watches that tell when an object was first seen."""
+
+    def __init__(self, server: str, session: aiohttp.ClientSession) -> None:
+        super().__init__(server, session)
+        self._server = server
+        self._session = session
+        self._arrivals: dict[tuple[str, str, str], asyncio.Event] = {}
+        self._seen: dict[tuple[str, str, str], float] = {}
+
+    async def watch(self, kind: str, ready: asyncio.Event) -> None:
+        """Follow a kind for ever and note when each object was seen first."""
+        listed = await self._session.get(
+            self._server + RESOURCES[kind].path(), params={"limit": "1"}
+        )
+        version = (await listed.json())["metadata"]["resourceVersion"]
+        query = {"watch": "true", "resourceVersion": version}
+        url = self._server + RESOURCES[kind].path()
+        async with self._session.get(
+            url, params=query, timeout=aiohttp.ClientTimeout(total=None)
+        ) as stream:
+            ready.set()
+            async for line in _lines(stream.content):
+                event = json.loads(line)
+                self._note(event["type"], kind, event["object"]["metadata"])
+
+    def _note(self, type_: str, kind: str, meta: dict[str, Any]) -> None:
+        key = (kind, meta.get("namespace", ""), meta["name"])
+        if type_ == "DELETED":
+            self._seen.pop(key, None)
+            return
+        if key not in self._seen:
+            self._seen[key] = asyncio.get_running_loop().time()
+            self._arrivals.setdefault(key, asyncio.Event()).set()
+
+    async def arrival(self, kind: str, namespace: str, name: str) -> float:
+        """Return the loop time at which an object was seen first, now or later."""
+        key = (kind, namespace, name)
+        if key not in self._seen:
+            self._arrivals[key] = asyncio.Event()
+            try:
+                await asyncio.wait_for(self._arrivals[key].wait(), ARRIVAL_SECONDS)
+            except TimeoutError as error:
+                raise TimeoutError(f"{key} was not seen within {ARRIVAL_SECONDS} s") from error
+        return self._seen[key]
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in content.iter_any():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line
+
+
+@asynccontextmanager
+async def open_client(cluster: Cluster) -> AsyncIterator[BenchClient]:
+    """Connect as admin and watch every kind that a tenant or bot consists of."""
+    connector = aiohttp.TCPConnector(
+        limit=CONNECTIONS, ssl=ssl.create_default_context(cafile=str(cluster.ca))
+    )
+    headers = {"Authorization": f"Bearer {cluster.tokens['admin']}"}
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+        client = BenchClient(cluster.server, session)
+        kinds = (
+            "Namespace", "ConfigMap", "NetworkPolicy", "ResourceQuota", "LimitRange", "Secret",
+            "ServiceAccount", "RoleBinding", "Deployment", "Service", "HorizontalPodAutoscaler",
+        )  # fmt: skip
+        ready = {kind: asyncio.Event() for kind in kinds}
+        watches = [asyncio.create_task(client.watch(kind, ready[kind])) for kind in kinds]
+        await asyncio.gather(*(event.wait() for event in ready.values()))
+        try:
+            yield client
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)

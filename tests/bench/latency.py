@@ -1,0 +1,211 @@
+"""From applied to existing: beside the same objects written straight, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from botplane.api.bot_deployment import BotDeploymentSpec
+from botplane.api.crd import API_VERSION
+from botplane.api.plan import PlanSpec
+from botplane.api.tenant import TenantSpec
+from botplane.bots import manifests as bot_manifests
+from botplane.bots.policy import Rights
+from botplane.bots.templates import Templates
+from botplane.kube.errors import NotFoundError
+from botplane.kube.resources import Manifest, Ref, ref_of
+from botplane.tenants import manifests as tenant_manifests
+from botplane.tenants.policy import entitlements
+from tests.bench.client import BenchClient
+from tests.support.fixtures import PLANS
+from tests.support.installation import MASTER_KEY, ROOT
+from tests.support.world import a_bot, a_name, a_tenant
+
+ROUNDS = 30
+WARM_UP = 5
+MEMBERS = [
+    {"kind": "User", "name": "ana", "role": "Operator"},
+    {"kind": "User", "name": "ben", "role": "Viewer"},
+]
+BOT = {
+    "runtimeConfig": {"pair": "SOL/USDC"},
+    "ports": [{"name": "http", "containerPort": 8080}],
+    "healthCheck": {"port": "http"},
+    "autoscaling": {"maxReplicas": 3, "targetCPUPercent": 70},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the result."""
+
+    what: str
+    floor: float | None
+    measured: float
+    bar: float
+    """Highest ratio to the floor; without a floor, most seconds."""
+
+    @property
+    def ratio(self) -> float:
+        """Measured to floor, or the seconds themselves."""
+        return self.measured if self.floor is None else self.measured / self.floor
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bar is kept."""
+        return self.ratio <= self.bar
+
+    def __str__(self) -> str:
+        floor = "" if self.floor is None else f"{self.floor * 1000:.1f} ms"
+        ratio = "" if self.floor is None else f"{self.ratio:.2f} x"
+        bar = f"{self.bar:g} s" if self.floor is None else f"{self.bar:g} x"
+        verdict = "" if self.holds else "  MISSED"
+        measured = f"{self.measured * 1000:.1f} ms"
+        return f"{self.what:<58} {floor:>10} {measured:>10} {ratio:>7} {bar:>7}{verdict}"
+
+
+async def tenants(client: BenchClient) -> Row:
+    """Tenant applied until all of its objects exist, p50."""
+    floor, measured = [], []
+    for number in range(ROUNDS + WARM_UP):
+        direct = await _timed_writes(client, _tenant_objects(a_name("floor")))
+        name = a_name("bench")
+        wanted = [ref_of(m) for m in _tenant_objects(name)]
+        took = await _timed_arrival(client, a_tenant(name, members=MEMBERS), wanted)
+        if number >= WARM_UP:
+            floor.append(direct)
+            measured.append(took)
+    size = len(_tenant_objects("x"))
+    return _row(f"Tenant applied -> its {size} objects exist, p50 of {ROUNDS}", floor, measured)
+
+
+async def bots(client: BenchClient) -> Row:
+    """BotDeployment applied until its Deployment exists, p50."""
+    direct_home, home = a_name("floor"), a_name("bench")
+    for name in (direct_home, home):
+        await client.create(a_tenant(name, overrides={"maxBots": 20}))
+        await client.arrival("RoleBinding", f"tenant-{name}", "botplane-operator")
+    await asyncio.sleep(3)
+    floor, measured = [], []
+    for number in range(12):
+        direct = await _timed_writes(client, _bot_objects(direct_home, f"bot-{number}"))
+        body = a_bot(home, f"bot-{number}", **BOT)
+        deployment = Ref("Deployment", f"tenant-{home}", f"bot-{number}")
+        took = await _timed_arrival(client, body, [deployment])
+        await client.delete(Ref("BotDeployment", *deployment[1:]), (await _uid(client, body)))
+        if number >= 2:
+            floor.append(direct)
+            measured.append(took)
+    size = len(_bot_objects("x", "x"))
+    what = f"BotDeployment applied -> Deployment exists (of {size}), p50 of 10"
+    return _row(what, floor, measured)
+
+
+async def drift(client: BenchClient) -> Row:
+    """A deleted NetworkPolicy until it is back, p50."""
+    name = a_name("bench")
+    namespace = f"tenant-{name}"
+    await client.create(a_tenant(name))
+    await client.arrival("RoleBinding", namespace, "botplane-operator")
+    ref, took = Ref("NetworkPolicy", namespace, "default-deny"), []
+    for _ in range(ROUNDS):
+        there = await client.get(ref)
+        started = asyncio.get_running_loop().time()
+        await client.delete(ref, there["metadata"]["uid"])
+        while not await _replaced(client, ref, there["metadata"]["uid"]):
+            pass
+        took.append(asyncio.get_running_loop().time() - started)
+    what = f"NetworkPolicy deleted by hand -> back, p50 of {ROUNDS}"
+    return Row(what=what, floor=None, measured=statistics.median(took), bar=0.2)
+
+
+async def _timed_writes(client: BenchClient, manifests: list[Manifest]) -> float:
+    started = asyncio.get_running_loop().time()
+    for manifest in manifests:
+        await client.apply(manifest)
+    return asyncio.get_running_loop().time() - started
+
+
+async def _timed_arrival(client: BenchClient, body: Manifest, wanted: list[Ref]) -> float:
+    started = asyncio.get_running_loop().time()
+    await client.create(body)
+    return max([await client.arrival(*ref) for ref in wanted]) - started
+
+
+async def _replaced(client: BenchClient, ref: Ref, uid: str) -> bool:
+    try:
+        return bool((await client.get(ref, metadata_only=True))["metadata"]["uid"] != uid)
+    except NotFoundError:
+        return False
+
+
+async def _uid(client: BenchClient, body: Manifest) -> str:
+    return str((await client.get(ref_of(body), metadata_only=True))["metadata"]["uid"])
+
+
+def _row(what: str, floor: list[float], measured: list[float]) -> Row:
+    return Row(
+        what=what, floor=statistics.median(floor), measured=statistics.median(measured), bar=2.0
+    )
+
+
+def _plan() -> PlanSpec:
+    professional = next(p for p in PLANS if p["metadata"]["name"] == "professional")
+    return PlanSpec.model_validate(professional["spec"])
+
+
+def _tenant_objects(name: str) -> list[Manifest]:
+    spec = TenantSpec.model_validate(a_tenant(name, members=MEMBERS)["spec"])
+    context = tenant_manifests.Context(
+        name=name,
+        uid="00000000-0000-0000-0000-000000000000",
+        spec=spec,
+        rights=entitlements(spec, _plan()),
+        suspended=False,
+        operator_namespace="botplane-system",
+        operator_account="botplane-operator",
+    )
+    groups = (tenant_manifests.isolation(context), tenant_manifests.allowances(context))
+    made = [tenant_manifests.namespace(context), *groups[0], *groups[1]]
+    # Not ours to reconcile: the floor is written beside the operator, not through it.
+    return [_unmanaged(manifest) for manifest in made]
+
+
+def _bot_objects(tenant: str, name: str) -> list[Manifest]:
+    plan = _plan()
+    context = bot_manifests.Context(
+        name=name,
+        namespace=f"tenant-{tenant}",
+        uid="00000000-0000-0000-0000-000000000000",
+        api_version=API_VERSION,
+        spec=BotDeploymentSpec.model_validate(a_bot(tenant, name, **BOT)["spec"]),
+        tenant=tenant,
+        tenant_uid="00000000-0000-0000-0000-000000000000",
+        user_labels={},
+        rights=Rights(
+            plan_name="professional",
+            plan=plan,
+            max_bots=plan.max_bots,
+            max_replicas=plan.max_replicas,
+            image_registries=(),
+            bot_repository="sniperforge/bot",
+        ),
+        suspended=False,
+        gateway_url="http://gateway",
+        master_key=MASTER_KEY.encode(),
+    )
+    return [_unmanaged(m) for m in bot_manifests.desired(context, _templates())]
+
+
+def _templates(folder: Path = ROOT / "templates" / "k8s") -> Templates:
+    return Templates(folder)
+
+
+def _unmanaged(manifest: Manifest) -> Manifest:
+    meta: dict[str, Any] = {k: v for k, v in manifest["metadata"].items() if k != "ownerReferences"}
+    meta["labels"] = {k: v for k, v in meta["labels"].items() if "botplane.io" not in k}
+    meta["labels"].pop("app.kubernetes.io/managed-by", None)
+    return {**manifest, "metadata": meta}
