@@ -93,6 +93,14 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[tuple[Any, ...]]]] = {
         [a_pod(running(0)), a_pod(waiting(restart=1, last=(None, None)))],
         [(0, 0, 0, 1000, "reconciled", "estimated")],
     ),
+    "a known end outlives a status that the kubelet lost": (
+        [a_pod(ended(0, 60)), a_pod(waiting(restart=1, last=(None, None)))],
+        [(0, 0, 0, 60, "terminated", "exact")],
+    ),
+    "a late look at a run before the newest does not open it": (
+        [a_pod(running(70, restart=2, last=(50, 60))), a_pod(running(0))],
+        [(1, 0, 50, 60, "terminated", "exact"), (2, 0, 70, None, None, None)],
+    ),
     "the kubelet lost the end of a run nobody saw": (
         [a_pod(ended(None, None, restart=0), phase="Failed")],
         [],
