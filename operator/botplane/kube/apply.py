@@ -31,14 +31,18 @@ class Boundary:
     kinds: frozenset[str]
     namespace: str
 
+    def has(self, ref: Ref) -> bool:
+        """Return whether an object is inside the boundary."""
+        inside = ref.namespace if RESOURCES[ref.kind].namespaced else ref.name
+        return ref.kind in self.kinds and inside == self.namespace
+
     def check(self, ref: Ref) -> None:
         """Refuse an object outside the boundary.
 
         Raises:
             OutOfBoundsError: The kind or the namespace is not in the allow-table.
         """
-        inside = ref.namespace if RESOURCES[ref.kind].namespaced else ref.name
-        if ref.kind not in self.kinds or inside != self.namespace:
+        if not self.has(ref):
             raise OutOfBoundsError(f"{ref} is outside of {sorted(self.kinds)} in {self.namespace}")
 
 
@@ -77,11 +81,13 @@ class Applier:
         return Applied(changed, failed)
 
     async def prune(self, owner: Key, keep: Iterable[Manifest], boundary: Boundary) -> list[Ref]:
-        """Delete the owner's children that are no longer desired and return what was deleted."""
+        """Delete the owner's children that are no longer desired and return what was deleted.
+
+        Anybody can mark an object as the owner's: what the owner cannot have made is left alone.
+        """
         kept = {ref_of(manifest) for manifest in keep}
-        doomed = [ref for ref in self._children.owned_by(owner) if ref not in kept]
-        for ref in doomed:
-            boundary.check(ref)
+        owned = self._children.owned_by(owner)
+        doomed = [ref for ref in owned if ref not in kept and boundary.has(ref)]
         await asyncio.gather(*(self.delete(ref) for ref in doomed))
         return doomed
 
@@ -101,6 +107,9 @@ class Applier:
         cause = "create"
         try:
             if child is not None:
+                if child.tenant_uid not in {"", manifest["metadata"]["labels"].get(TENANT_UID, "")}:
+                    # A bot may be named like an object of its tenant.
+                    return _taken(ref)
                 if child.deleting:
                     return Retryable(
                         "ObjectTerminating", f"{ref} is being deleted", after_seconds=1
@@ -134,7 +143,9 @@ class Applier:
         writers = {entry["manager"] for entry in there["metadata"].get("managedFields", ())}
         of_another = any(labels.get(k, ours.get(k)) != ours.get(k) for k in (TENANT_UID, BOT))
         if FIELD_MANAGER not in writers or of_another:
-            raise Rejected(
-                "Conflict",
-                f"{ref} exists and was not made by botplane; delete it or choose another name",
-            )
+            raise _taken(ref)
+
+
+def _taken(ref: Ref) -> Rejected:
+    text = f"{ref} exists and was made for something else; delete it or choose another name"
+    return Rejected("Conflict", text)

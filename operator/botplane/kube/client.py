@@ -12,7 +12,7 @@ import aiohttp
 
 from botplane.api.labels import FIELD_MANAGER
 from botplane.errors import Retryable
-from botplane.kube.errors import answer_error
+from botplane.kube.errors import NotFoundError, answer_error
 from botplane.kube.resources import RESOURCES, Manifest, Ref, ref_of
 from botplane.telemetry.metrics import API_REQUESTS
 
@@ -70,7 +70,10 @@ class KubeClient:
         query = {"limit": "500"} | ({"labelSelector": selector} if selector else {})
         accept = METADATA_LIST if metadata_only else "application/json"
         while True:
-            page = await self._call("GET", Ref(kind, namespace, ""), accept=accept, query=query)
+            try:
+                page = await self._call("GET", Ref(kind, namespace, ""), accept=accept, query=query)
+            except NotFoundError as error:
+                raise Retryable("KindNotServed", str(error)) from error
             items += page.get("items") or []
             more = page["metadata"].get("continue")
             if not more:
@@ -106,5 +109,14 @@ class KubeClient:
         API_REQUESTS.labels(method, ref.kind, str(status)).inc()
         if status >= 400:  # noqa: PLR2004
             raise answer_error(status, answer, what, retry_after)
-        parsed: Manifest = json.loads(answer)
-        return parsed
+        return _parsed(answer, what)
+
+
+def _parsed(answer: bytes, what: str) -> Manifest:
+    try:
+        parsed = json.loads(answer)
+    except ValueError as error:
+        raise Retryable("APIServerUnavailable", f"{what}: the answer is not JSON") from error
+    if not isinstance(parsed, dict):
+        raise Retryable("APIServerUnavailable", f"{what}: the answer is not an object")
+    return parsed

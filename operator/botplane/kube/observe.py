@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from botplane.api.labels import TENANT, TENANT_UID
+from botplane.api.labels import TENANT, TENANT_UID, tenant_namespace
 from botplane.kube.drift import canonical, digest, form, holds
 from botplane.kube.resources import Manifest, Ref, ref_of
 
@@ -69,7 +69,10 @@ def owner_of(observed: Manifest) -> Key | None:
         if reference["kind"] == "BotDeployment" and reference.get("controller"):
             return Key("BotDeployment", meta["namespace"], reference["name"])
     tenant = meta.get("labels", {}).get(TENANT)
-    return None if tenant is None else Key("Tenant", "", tenant)
+    # Anybody can write the label; it counts where the tenant's own objects are.
+    if tenant is None or meta.get("namespace", meta["name"]) != tenant_namespace(tenant):
+        return None
+    return Key("Tenant", "", tenant)
 
 
 class Children:
@@ -119,9 +122,13 @@ class Children:
 
     def settle(self, written: Manifest, desired: Manifest) -> None:
         """Take note of the result of our own write: this form holds the manifest."""
-        child = _child(written)
+        child, ref = _child(written), ref_of(written)
+        last = self._by_ref.get(ref)
+        if last is not None and child.version < last.version:
+            # The watch was faster and has told of a later change.
+            return
         child.settled, child.form = digest(desired), None
-        self._store(ref_of(written), child)
+        self._store(ref, child)
 
     def is_settled(self, desired: Manifest) -> bool:
         """Return whether the object that a sealed manifest describes exists and holds it."""
