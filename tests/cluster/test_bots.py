@@ -210,10 +210,11 @@ def test_a_deleted_bot_takes_its_objects_along_once_its_time_is_metered(world: W
 
     world.delete(*bot_key(tenant))
 
-    for kind in ("Deployment", "Service", "Secret", "Pod"):
-        world.eventually(
-            lambda kind=kind: not world.list(kind, namespace), f"no {kind} is left", 40
-        )
+    def left() -> list[str]:
+        kinds = ("Deployment", "Service", "Secret", "Pod")
+        return [kind for kind in kinds if world.list(kind, namespace)]
+
+    world.eventually(lambda: not left(), "nothing is left", 40)
 
 
 def _limit(world: World, tenant: str) -> int:

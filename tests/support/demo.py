@@ -91,7 +91,8 @@ def _down(state: Path) -> int:
 
 def _holds_lease(installed: Installation) -> bool:
     leases = installed.get("leases", "-n", "botplane-system")
-    return any(item["spec"].get("holderIdentity") == "first" for item in leases["items"])
+    holders = [item["spec"].get("holderIdentity") for item in leases["items"]]
+    return "first" in holders
 
 
 def _first_of_last_month(now: datetime) -> datetime:
@@ -195,7 +196,7 @@ def _wait_for_usage(installed: Installation, since: datetime) -> None:
     def shown() -> bool:
         tenant = installed.get("tenant", TENANT)
         bots = installed.get("bots", "-n", NAMESPACE)["items"]
-        return all("usage" in item["status"] for item in (tenant, *bots))
+        return all("usage" in item["status"] for item in [tenant, *bots])
 
     until(metered, within=60, what="all running bots are metered")
     until(complete, within=90, what="last month's invoice is issued", every=0.5)

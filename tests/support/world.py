@@ -168,7 +168,7 @@ class World:
         except NotInTimeError as error:
             raise AssertionError(f"{error}; seen: {condition(self.read(*key), type_)}") from error
 
-    def eventually(self, check: Callable[[], T], what: str, within: float = 20) -> T:
+    def eventually(self, check: Callable[[], T | None], what: str, within: float = 20) -> T:
         """Return what the check finds, once it finds something."""
         return until(check, within=within, what=what)
 

@@ -13,7 +13,7 @@ class NotInTimeError(Exception):
     """What was waited for did not happen within its time."""
 
 
-def until(check: Callable[[], T], *, within: float, what: str, every: float = 0.05) -> T:
+def until(check: Callable[[], T | None], *, within: float, what: str, every: float = 0.05) -> T:
     """Call `check` until it returns something true, and return that.
 
     Raises:
