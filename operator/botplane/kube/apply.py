@@ -12,7 +12,7 @@ from botplane.kube.client import KubeClient
 from botplane.kube.drift import sealed
 from botplane.kube.errors import ConflictError, NotFoundError
 from botplane.kube.foreign import foreign_fields, removals
-from botplane.kube.observe import Children, Key
+from botplane.kube.observe import Child, Children, Key
 from botplane.kube.resources import RESOURCES, Manifest, Ref, ref_of
 from botplane.telemetry.metrics import APPLIED
 
@@ -104,31 +104,28 @@ class Applier:
     async def _apply_one(self, manifest: Manifest, *, fresh: bool) -> Rejected | Retryable | None:
         ref = ref_of(manifest)
         child = self._children.get(ref)
-        cause = "create"
         try:
             if child is not None:
-                if child.tenant_uid not in {"", manifest["metadata"]["labels"].get(TENANT_UID, "")}:
-                    # A bot may be named like an object of its tenant.
-                    return _taken(ref)
-                if child.deleting:
-                    return Retryable(
-                        "ObjectTerminating", f"{ref} is being deleted", after_seconds=1
-                    )
-                cause = "change" if child.settled else "drift"
+                _refuse_unfit(ref, child, manifest)
             elif not fresh:
                 await self._refuse_foreign(ref, manifest)
-            written = await self._client.apply(manifest)
-            if foreign := foreign_fields(written):
-                written = await self._client.json_patch(ref, removals(written, foreign))
+            written = await self._write(ref, manifest)
         except (Rejected, Retryable) as error:
             return error
         except NotFoundError as error:
             return Retryable("NamespaceMissing", str(error), after_seconds=1)
         except ConflictError as error:
             return Retryable("WriteConflict", str(error))
+        cause = "create" if child is None else "change" if child.settled else "drift"
         APPLIED.labels(ref.kind, cause).inc()
         self._children.settle(written, manifest)
         return None
+
+    async def _write(self, ref: Ref, manifest: Manifest) -> Manifest:
+        written = await self._client.apply(manifest)
+        if foreign := foreign_fields(written):
+            written = await self._client.json_patch(ref, removals(written, foreign))
+        return written
 
     async def _refuse_foreign(self, ref: Ref, manifest: Manifest) -> None:
         if (ref.kind, ref.name) in MADE_BY_KUBERNETES:
@@ -144,6 +141,14 @@ class Applier:
         of_another = any(labels.get(k, ours.get(k)) != ours.get(k) for k in (TENANT_UID, BOT))
         if FIELD_MANAGER not in writers or of_another:
             raise _taken(ref)
+
+
+def _refuse_unfit(ref: Ref, child: Child, manifest: Manifest) -> None:
+    if child.tenant_uid not in {"", manifest["metadata"]["labels"].get(TENANT_UID, "")}:
+        # A bot may be named like an object of its tenant.
+        raise _taken(ref)
+    if child.deleting:
+        raise Retryable("ObjectTerminating", f"{ref} is being deleted", after_seconds=1)
 
 
 def _taken(ref: Ref) -> Rejected:
