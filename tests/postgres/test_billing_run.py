@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from botplane.billing.invoices import Status, content_hash
-from botplane.billing.run import billing_run, invoice
+from botplane.billing.run import RunReport, billing_run, invoice
 from botplane.billing.store import publish_plan
 from botplane.errors import Rejected
 from botplane.tenants.accounts import TenantAccount
@@ -82,6 +82,15 @@ def test_period_waits_for_the_slowest_source(conn: psycopg.Connection[Any]) -> N
     assert billing_run(conn, NOW).billed == 1
 
 
+@pytest.mark.usefixtures("acme")
+def test_other_sources_do_not_speak_for_metering(conn: psycopg.Connection[Any]) -> None:
+    complete_until(conn, at("2026-12-05"), source="gateway")
+
+    report = billing_run(conn, NOW)
+
+    assert (report.billed, report.waiting, report.complete_until) == (0, 1, None)
+
+
 def test_open_interval_counts_up_to_now_in_a_draft(
     conn: psycopg.Connection[Any], acme: TenantAccount
 ) -> None:
@@ -125,12 +134,12 @@ def test_two_runs_at_once_bill_each_period_once(
         register_tenant(conn, an_account(f"t{number}"), at("2026-10-01"))
     complete_until(conn, at("2026-12-01"))
     start = threading.Barrier(3)
-    billed: list[int] = []
+    reports: list[RunReport] = []
 
     def work() -> None:
         with psycopg.connect(migrated, autocommit=True) as mine:
             start.wait()
-            billed.append(billing_run(mine, NOW).billed)
+            reports.append(billing_run(mine, NOW))
 
     workers = [threading.Thread(target=work) for _ in range(3)]
     for worker in workers:
@@ -138,7 +147,8 @@ def test_two_runs_at_once_bill_each_period_once(
     for worker in workers:
         worker.join()
 
-    assert sum(billed) == 81
+    assert sum(report.billed for report in reports) == 81
+    assert [report.parked for report in reports] == [(), (), ()]
     numbers = conn.execute("SELECT number FROM invoice ORDER BY number").fetchall()
     assert [number for (number,) in numbers] == [f"INV-2026-{n:06}" for n in range(1, 82)]
 
