@@ -63,7 +63,7 @@ def metering() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    run(settings.database_url, None, settings.health_port, stop)
+    run(settings.database_url, None, settings.metering_health_port, stop)
 
 
 @app.command()

@@ -34,7 +34,9 @@ class Settings(BaseSettings):
     master_key: SecretStr = SecretStr("")
     """Secret that all issued keys derive from, 32 characters or more. Needed by the operator."""
     health_port: int = 8080
-    """Port of /livez, /readyz and /metrics."""
+    """Port of /livez, /readyz and /metrics of the operator."""
+    metering_health_port: int = 8081
+    """The same of metering, which shares the operator's pod."""
     log_format: Literal["json", "console"] = "json"
     """How log lines are written."""
     log_level: Literal["debug", "info", "warning"] = "info"

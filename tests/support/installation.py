@@ -131,7 +131,8 @@ class Installation:
         return {
             "KUBECONFIG": str(self.cluster.kubeconfigs[name]),
             "DATABASE_URL": self.database_url,
-            "BOTPLANE_HEALTH_PORT": str(self.ports[name]),
+            "BOTPLANE_HEALTH_PORT": str(self.ports["operator"]),
+            "BOTPLANE_METERING_HEALTH_PORT": str(self.ports["metering"]),
             "BOTPLANE_IDENTITY": "first",
             "BOTPLANE_LOG_FORMAT": "console",
             "BOTPLANE_MASTER_KEY": MASTER_KEY,
