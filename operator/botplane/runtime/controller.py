@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from botplane.errors import Rejected, Retryable
+from botplane.kube.errors import ConflictError, NotFoundError
 from botplane.kube.observe import Key
 from botplane.runtime.queue import WorkQueue
 from botplane.telemetry import metrics
@@ -71,6 +72,10 @@ class Controller:
             return "rejected"
         except Retryable as error:
             self._retry(key, error)
+            return "retry"
+        except (ConflictError, NotFoundError) as error:
+            # An object changed or went while the pass ran.
+            self._retry(key, Retryable("WriteConflict", str(error)))
             return "retry"
         except Exception as error:  # the one place where a bug is caught: others go on
             delay = self._queue.backoff(key)

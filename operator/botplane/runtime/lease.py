@@ -49,12 +49,14 @@ class Lease:
 
     async def hold(self) -> None:
         """Renew until that has failed for the renew deadline; then return: leadership is lost."""
-        renewed = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        renewed = loop.time()
         while True:
             await asyncio.sleep(RETRY_SECONDS)
-            if await self._try():
-                renewed = asyncio.get_running_loop().time()
-            elif asyncio.get_running_loop().time() - renewed > RENEW_DEADLINE_SECONDS:
+            tried = loop.time()
+            if await self._try_until(renewed + RENEW_DEADLINE_SECONDS):
+                renewed = tried
+            elif loop.time() - renewed >= RENEW_DEADLINE_SECONDS:
                 LEADER.set(0)
                 log.error("Lost leadership", lease=str(self._ref))
                 return
@@ -70,6 +72,14 @@ class Lease:
             await self._client.replace(body)
         except (ConflictError, NotFoundError, Rejected, Retryable):
             log.info("Lease was not released; it will expire", lease=str(self._ref))
+
+    async def _try_until(self, deadline: float) -> bool:
+        # A call that hangs must end here: another replica leads once the lease has expired.
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._try()
+        except TimeoutError:
+            return False
 
     async def _try(self) -> bool:
         try:

@@ -48,7 +48,7 @@ class Objects:
         key = key_of(body)
         seen = _seen(body)
         last = self._seen.get(key)
-        if last is not None and last.uid == seen.uid and seen.version <= last.version:
+        if last is not None and seen.version <= last.version:
             return None
         self._seen[key] = seen
         unchanged = last is not None and (last.uid, last.intent) == (seen.uid, seen.intent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
@@ -32,6 +33,7 @@ class WorkQueue(Generic[K]):
         self._idle = asyncio.Event()
         self._idle.set()
         self._delayed: list[tuple[float, int, K]] = []
+        self._due: dict[K, float] = {}
         self._order = itertools.count()
         self._failures: dict[K, int] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -56,9 +58,12 @@ class WorkQueue(Generic[K]):
             self._ready.put_nowait(key)
 
     def add_after(self, key: K, seconds: float) -> None:
-        """Ask for a pass after a delay."""
-        heapq.heappush(self._delayed, (self._clock() + seconds, next(self._order), key))
-        self._arm()
+        """Ask for a pass after a delay; of several delays of a key the first to end counts."""
+        at = self._clock() + seconds
+        if at < self._due.get(key, math.inf):
+            self._due[key] = at
+            heapq.heappush(self._delayed, (at, next(self._order), key))
+            self._arm()
 
     def backoff(self, key: K, at_least: float = 0.0) -> float:
         """Ask for a pass after a delay that grows with each failure in a row; return the delay."""
@@ -115,5 +120,8 @@ class WorkQueue(Generic[K]):
 
     def _release(self) -> None:
         while self._delayed and self._delayed[0][0] <= self._clock():
-            self.add(heapq.heappop(self._delayed)[2])
+            at, _, key = heapq.heappop(self._delayed)
+            if self._due.get(key) == at:
+                del self._due[key]
+                self.add(key)
         self._arm()
