@@ -1,0 +1,80 @@
+"""Leadership: one leads, and knows when it does no longer."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from botplane.kube.client import KubeClient
+from botplane.kube.resources import Ref
+from botplane.runtime import lease as leases
+from botplane.runtime.lease import Lease
+from tests.support.api_server import APIServer, failure
+
+Served = tuple[APIServer, KubeClient]
+REF = Ref("Lease", "botplane-system", "botplane-operator")
+PLACE = ("leases", "botplane-system", "botplane-operator")
+NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.15)
+    monkeypatch.setattr(leases, "RENEW_DEADLINE_SECONDS", 0.1)
+    monkeypatch.setattr(leases, "RETRY_SECONDS", 0.01)
+
+
+def replica(client: KubeClient, identity: str) -> Lease:
+    return Lease(client, REF, identity, lambda: datetime.now(UTC))
+
+
+async def test_the_first_leads_and_the_second_waits_until_it_lets_go(served: Served) -> None:
+    api, client = served
+    first, second = replica(client, "one"), replica(client, "two")
+    await first.acquire()
+
+    waiting = asyncio.create_task(second.acquire())
+    holding = asyncio.create_task(first.hold())
+    await asyncio.wait({waiting}, timeout=0.3)
+    assert not waiting.done()
+    holding.cancel()
+    await first.release()
+    await asyncio.wait_for(waiting, 5)
+
+    assert api.objects[PLACE]["spec"]["holderIdentity"] == "two"
+    assert api.objects[PLACE]["spec"]["leaseTransitions"] == 2
+
+
+async def test_the_lease_of_one_that_died_is_taken_over(served: Served) -> None:
+    api, client = served
+    await replica(client, "dead").acquire()
+
+    await asyncio.wait_for(replica(client, "alive").acquire(), 5)
+
+    assert api.objects[PLACE]["spec"]["holderIdentity"] == "alive"
+
+
+async def test_a_leader_that_cannot_renew_says_so(served: Served) -> None:
+    api, client = served
+    leader = replica(client, "one")
+    await leader.acquire()
+    refusal = failure(503, "no")
+    api.answer = lambda _method, _address: refusal
+
+    await asyncio.wait_for(leader.hold(), 5)
+
+
+async def test_a_leader_whose_call_hangs_does_not_lead_on_for_as_long_as_it_hangs() -> None:
+    async with asyncio.timeout(5):
+        hanging = _Hanging()
+
+        await Lease(hanging, REF, "one", lambda: NOON).hold()  # type: ignore[arg-type]
+
+
+class _Hanging:
+    """An API server that takes a request and does not answer."""
+
+    async def get(self, _ref: Ref) -> None:
+        await asyncio.Event().wait()

@@ -1,0 +1,115 @@
+"""What is known of custom resources, whatever the order of the news."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from botplane.kube.observe import Key
+from botplane.runtime.objects import Objects
+
+ACME = Key("Tenant", "", "acme")
+
+
+def tenant(version: int, uid: str = "u-1", **more: Any) -> dict[str, Any]:
+    meta = {"name": "acme", "uid": uid, "resourceVersion": str(version), "generation": 1}
+    spec = {"planRef": {"name": "professional"}}
+    return {"kind": "Tenant", "metadata": meta, "spec": spec, "status": {}} | more
+
+
+def meta(body: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return body | {"metadata": body["metadata"] | more}
+
+
+def ready(status: str) -> dict[str, Any]:
+    return {"conditions": [{"type": "Ready", "status": status}]}
+
+
+def test_our_own_status_write_asks_for_no_pass() -> None:
+    objects = Objects()
+    assert objects.observe(tenant(1)) == ACME
+
+    assert objects.observe(tenant(2, status=ready("True"))) is None
+    assert objects.get(ACME) == tenant(2, status=ready("True"))
+
+
+def test_a_change_of_spec_finalizers_or_deletion_asks_for_a_pass() -> None:
+    objects = Objects()
+    objects.observe(tenant(1))
+
+    assert objects.observe(tenant(2, spec={"suspend": True})) == ACME
+    assert objects.observe(meta(tenant(3, spec={"suspend": True}), finalizers=["f"])) == ACME
+    going = meta(tenant(4, spec={"suspend": True}), finalizers=["f"], deletionTimestamp="t")
+    assert objects.observe(going) == ACME
+
+
+def test_a_label_or_the_managed_fields_ask_for_none() -> None:
+    objects = Objects()
+    objects.observe(tenant(1))
+
+    assert objects.observe(meta(tenant(2), labels={"team": "x"}, managedFields=[{}])) is None
+
+
+def test_the_same_news_twice_and_old_news_are_dropped() -> None:
+    objects = Objects()
+    objects.observe(tenant(5, spec={"suspend": True}))
+
+    assert objects.observe(tenant(5, spec={"suspend": True})) is None
+    assert objects.observe(tenant(4)) is None
+    assert objects.get(ACME) == tenant(5, spec={"suspend": True})
+
+
+def test_the_successor_of_that_name_asks_for_a_pass_though_it_says_the_same() -> None:
+    objects = Objects()
+    objects.observe(tenant(5))
+
+    assert objects.observe(tenant(9, uid="u-2")) == ACME
+    assert objects.uid(ACME) == "u-2"
+
+
+@given(st.permutations([tenant(v, uid=f"u-{v // 3}", spec={"v": v}) for v in range(1, 8)]))
+def test_the_newest_is_known_in_the_end_in_whatever_order_it_came(news: list[Any]) -> None:
+    objects = Objects()
+
+    for body in news:
+        objects.observe(body)
+
+    assert objects.get(ACME) == tenant(7, uid="u-2", spec={"v": 7})
+
+
+def test_the_end_of_a_predecessor_does_not_matter() -> None:
+    objects = Objects()
+    objects.observe(tenant(9, uid="u-2"))
+
+    assert objects.forget(ACME, "u-1") is None
+    assert objects.forget(ACME, "u-2") == ACME
+    assert objects.forget(ACME, "u-2") is None
+
+
+def test_a_list_finds_what_the_watch_lost() -> None:
+    objects = Objects()
+    objects.observe(tenant(1))
+    zeta = meta(tenant(2), name="zeta")
+
+    assert objects.difference("Tenant", [zeta]) == [Key("Tenant", "", "zeta"), ACME]
+    assert objects.difference("Tenant", [zeta]) == []
+    assert objects.keys("Tenant") == [Key("Tenant", "", "zeta")]
+
+
+def test_a_list_of_one_kind_says_nothing_of_another() -> None:
+    objects = Objects()
+    objects.observe(tenant(1))
+
+    assert objects.difference("Plan", []) == []
+    assert objects.get(ACME) is not None
+
+
+def test_readiness_is_counted() -> None:
+    objects = Objects()
+    objects.observe(tenant(1))
+    objects.observe(meta(tenant(2, status=ready("True")), name="zeta"))
+    objects.observe(meta(tenant(3, status=ready("False")), name="beta"))
+
+    assert dict(objects.counts("Tenant")) == {"Unknown": 1, "True": 1, "False": 1}
