@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from botplane.kube.resources import Manifest
 
-_SURROGATES = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
+# An escaped backslash is matched first, so that a text of backslashes is not taken for a pair.
+_SURROGATES = re.compile(r"\\\\|\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
 
 
 class TemplateError(Exception):
@@ -42,12 +43,16 @@ class Templates:
             TemplateError: The text is not exactly one object of this kind and name.
         """
         text = self._environment.get_template(template).render(values)
-        documents = list(yaml.load_all(text, Loader=_LOADER))
+        try:
+            documents = list(yaml.load_all(text, Loader=_LOADER))
+        except yaml.YAMLError:
+            # Its message may quote the text, which has keys in it.
+            raise TemplateError(f"{template} did not render into YAML") from None
         if len(documents) != 1 or not isinstance(documents[0], dict):
             raise TemplateError(f"{template} rendered into {len(documents)} documents, not one")
         manifest: Manifest = documents[0]
         meta = manifest["metadata"]
-        identity = (manifest["kind"], meta["namespace"], meta["name"])
+        identity = (manifest["kind"], meta.get("namespace"), meta.get("name"))
         if identity != (kind, values["namespace"], values["name"]):
             raise TemplateError(f"{template} rendered {identity}, not {kind} {values['name']}")
         return manifest
@@ -66,6 +71,8 @@ def yaml_scalar(value: Any) -> Markup:
 
 
 def _joined(match: re.Match[str]) -> str:
+    if match[1] is None:
+        return match[0]
     high, low = (int(group, 16) for group in match.groups())
     return f"\\U{0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00):08X}"
 
