@@ -108,8 +108,7 @@ def image_is_allowed(facts: Facts) -> Finding | None:
     if image is None:
         return None
     allowed = (*facts.rights.image_registries, facts.rights.bot_repository)
-    name = image.partition("@")[0]
-    if any(name == a or name.startswith((f"{a}/", f"{a}:")) for a in allowed):
+    if any(_repository(image) == a or image.startswith(f"{a}/") for a in allowed):
         return None
     return Finding(
         "ImageNotAllowed",
@@ -243,6 +242,13 @@ MAY_RUN: tuple[Check, ...] = (
 
 def _least(wanted: Quantity, bound: Quantity | None) -> Quantity:
     return wanted if bound is None or wanted.value <= bound.value else bound
+
+
+def _repository(image: str) -> str:
+    """Return the image without digest and tag; a colon before a slash belongs to a port."""
+    name = image.partition("@")[0]
+    path, slash, last = name.rpartition("/")
+    return f"{path}{slash}{last.partition(':')[0]}"
 
 
 def _shown(what: str, value: Decimal) -> str:

@@ -26,6 +26,7 @@ KINDS = frozenset(
         "HorizontalPodAutoscaler",
     }
 )  # fmt: skip
+RUNNING_KINDS = frozenset({"Deployment", "HorizontalPodAutoscaler", "CronJob"})
 SECRET_POLL_SECONDS = 3.0
 
 
@@ -75,6 +76,8 @@ class BotReconciler:
         progress.findings += missing
         if not progress.findings and progress.waiting is None and tenant is not None:
             await self._apply(key, self._context(body, spec, tenant), progress)
+        elif progress.suspended:
+            await self._stop(key, progress)
         progress.workload = self._workload(key)
         progress.changed |= await self._report(body, spec, tenant, progress)
         after = SECRET_POLL_SECONDS if missing else None
@@ -84,18 +87,18 @@ class BotReconciler:
         self, body: Manifest, spec: BotDeploymentSpec, tenant: TenantView | None
     ) -> Progress:
         namespace = body["metadata"]["namespace"]
+        suspended = "spec.suspend is true" if spec.suspend else ""
         if tenant is None:
             text = f"Namespace {namespace} is not the namespace of a Tenant; create the bot in one"
-            return Progress(findings=[Finding("TenantNotFound", text)])
+            return Progress(findings=[Finding("TenantNotFound", text)], suspended=suspended)
+        if tenant.suspended:
+            suspended = f"tenant {tenant.name} is suspended"
         if tenant.rights is None or not tenant.isolated:
             text = f"Tenant {tenant.name} is not set up yet; kubectl get tenant {tenant.name}"
-            return Progress(waiting=Finding("TenantNotReady", text))
+            return Progress(waiting=Finding("TenantNotReady", text), suspended=suspended)
         facts = policy.Facts(
             spec=spec, rights=tenant.rights, older=self._older(body, tenant.rights)
         )
-        suspended = "spec.suspend is true" if spec.suspend else ""
-        if tenant.suspended:
-            suspended = f"tenant {tenant.name} is suspended"
         return Progress(findings=policy.findings(facts), suspended=suspended)
 
     def _older(self, body: Manifest, rights: policy.Rights) -> list[policy.Share]:
@@ -144,6 +147,13 @@ class BotReconciler:
         progress.failed |= applied.failed
         pruned = await self._cluster.applier.prune(key, wanted, boundary)
         progress.changed |= bool(applied.changed) or bool(pruned)
+
+    async def _stop(self, key: Key, progress: Progress) -> None:
+        """Stop a suspended bot whose present spec cannot be applied: it must not run on."""
+        running = [r for r in self._cluster.children.owned_by(key) if r.kind in RUNNING_KINDS]
+        for ref in sorted(running):
+            await self._cluster.applier.delete(ref)
+        progress.changed |= bool(running)
 
     def _workload(self, key: Key) -> dict[str, Any]:
         child = self._cluster.children.get(Ref("Deployment", key[1], key[2]))

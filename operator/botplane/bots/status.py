@@ -16,6 +16,7 @@ PLAN_REASONS = frozenset(
         "StorageClassNotAllowed", "ImageNotAllowed",
     }
 )  # fmt: skip
+CONFIGURATION = frozenset({"ConfigMap", "Secret"})
 
 
 @dataclass
@@ -72,6 +73,9 @@ def _within_plan(progress: Progress) -> Verdict:
     for finding in progress.findings:
         if finding.reason in PLAN_REASONS:
             return Verdict.fails("WithinPlan", finding)
+    unjudged = [f for f in progress.findings if f.reason == "TenantNotFound"]
+    if progress.waiting is not None or unjudged:
+        return Verdict.waits("WithinPlan", *(progress.waiting or unjudged[0]))
     return Verdict.holds("WithinPlan", "WithinPlan", "Within the limits of the tenant's plan")
 
 
@@ -81,6 +85,9 @@ def _configuration(progress: Progress) -> Verdict:
             return Verdict.fails("ConfigurationReady", finding)
     if progress.waiting is not None:
         return Verdict.waits("ConfigurationReady", *progress.waiting)
+    for ref, error in progress.failed.items():
+        if ref.kind in CONFIGURATION:
+            return Verdict.fails("ConfigurationReady", Finding(error.reason, error.message))
     text = "Configuration and secrets are in place"
     return Verdict.holds("ConfigurationReady", "ConfigurationReady", text)
 

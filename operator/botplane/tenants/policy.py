@@ -23,6 +23,8 @@ class Entitlements:
 
 def entitlements(spec: TenantSpec, plan: PlanSpec) -> Entitlements:
     """Return the limits in force; overrides beyond the plan's ceilings are cut to the plan."""
+    wanted = spec.configuration.image_registries
+    registries = [r for r in wanted if _is_allowed(r, plan)] if wanted else plan.image_registries
     return Entitlements(
         plan=plan,
         max_bots=_overridden(
@@ -31,7 +33,7 @@ def entitlements(spec: TenantSpec, plan: PlanSpec) -> Entitlements:
         max_replicas=_overridden(
             spec.overrides.max_replicas, plan.max_replicas, plan.override_ceilings.max_replicas
         ),
-        image_registries=tuple(spec.configuration.image_registries or plan.image_registries),
+        image_registries=tuple(registries),
     )
 
 
@@ -98,7 +100,7 @@ def plan_findings(spec: TenantSpec, plan: PlanSpec, bots: int) -> list[Finding]:
     foreign = [
         registry
         for registry in spec.configuration.image_registries
-        if not any(_within(registry, allowed) for allowed in plan.image_registries)
+        if not _is_allowed(registry, plan)
     ]
     if foreign:
         findings.append(
@@ -120,5 +122,5 @@ def plan_findings(spec: TenantSpec, plan: PlanSpec, bots: int) -> list[Finding]:
     return findings
 
 
-def _within(registry: str, allowed: str) -> bool:
-    return registry == allowed or registry.startswith(f"{allowed}/")
+def _is_allowed(registry: str, plan: PlanSpec) -> bool:
+    return any(registry == a or registry.startswith(f"{a}/") for a in plan.image_registries)

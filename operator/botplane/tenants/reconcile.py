@@ -244,6 +244,7 @@ def account_of(body: Manifest, spec: TenantSpec) -> TenantAccount:
         organization_name=spec.organization_name,
         admin_email=spec.admin_email,
         plan=spec.plan_ref.name,
-        subscription_start=datetime.fromisoformat(start),
+        # RFC 3339 admits small letters, and so does the API server.
+        subscription_start=datetime.fromisoformat(start.upper()),
         spend_limit=None if limit is None else Decimal(limit),
     )

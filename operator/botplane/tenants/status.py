@@ -51,7 +51,7 @@ class Progress:
 def tenant_verdicts(progress: Progress) -> list[Verdict]:
     """Return every condition of the tenant, in order of the steps."""
     steps = [_step(type_, progress) for type_ in STEPS]
-    details = [*steps, _billing(progress), _within_plan(progress.beyond_plan), _suspended(progress)]
+    details = [*steps, _billing(progress), _within_plan(progress), _suspended(progress)]
     return [*_ready(progress), *details]
 
 
@@ -97,10 +97,12 @@ def _billing(progress: Progress) -> Verdict:
     return Verdict.holds("BillingReady", "AccountOpen", DONE["BillingReady"])
 
 
-def _within_plan(findings: list[Finding]) -> Verdict:
-    if not findings:
-        return Verdict.holds("WithinPlan", "WithinPlan", "Within the limits of the plan")
-    return Verdict.fails("WithinPlan", findings[0])
+def _within_plan(progress: Progress) -> Verdict:
+    if progress.beyond_plan:
+        return Verdict.fails("WithinPlan", progress.beyond_plan[0])
+    if progress.blocked is not None:
+        return Verdict.waits("WithinPlan", *progress.blocked)
+    return Verdict.holds("WithinPlan", "WithinPlan", "Within the limits of the plan")
 
 
 def _suspended(progress: Progress) -> Verdict:
