@@ -18,7 +18,7 @@ from botplane.api.tenant import TenantSpec
 from botplane.billing import store as billing_store
 from botplane.billing.pricebook import PriceBook
 from botplane.bots.policy import Rights
-from botplane.bots.reconcile import Surroundings, TenantView
+from botplane.bots.reconcile import TenantView
 from botplane.errors import Rejected, Retryable
 from botplane.kube.drift import digest
 from botplane.kube.observe import Children, Key
@@ -50,7 +50,12 @@ CHILD_KINDS = (
     "Deployment",
     "Service",
     "HorizontalPodAutoscaler",
+    "Ingress",
+    "PodDisruptionBudget",
+    "CronJob",
 )
+OPTIONAL_KINDS = ("PodMonitor",)
+"""Kinds of others that are used where the cluster serves them."""
 ISOLATION = (
     ("ConfigMap", "tenant-policy"),
     ("NetworkPolicy", "default-deny"),
@@ -98,11 +103,9 @@ class Neighbours:
         siblings = [k for k in self._objects.keys("BotDeployment", key[1]) if k != key]
         return siblings if tenant is None else [tenant, *siblings]
 
-    def surroundings(
-        self, usage: Callable[[str], dict[str, Any] | None], gateway_url: str, master_key: bytes
-    ) -> Surroundings:
-        """Return what the bots' room takes from others."""
-        return Surroundings(self._tenant_of, usage, gateway_url, master_key)
+    def tenant_of(self, namespace: str) -> TenantView | None:
+        """Return what a bot needs to know of the tenant of its namespace."""
+        return self._tenant_of(namespace)
 
     def _plan_of(self, tenant: Key) -> str:
         body = self._objects.get(tenant) or {}

@@ -31,6 +31,16 @@ class Settings(BaseSettings):
     """Image repository that `spec.version` of a bot is a tag of."""
     gateway_url: str = "http://botplane-gateway.botplane-system.svc:8545"
     """Address of the RPC gateway, as bots reach it."""
+    public_domain: str = ""
+    """Domain below which public ports of bots get their hosts. Default: no port can be public."""
+    ingress_class: str = "nginx"
+    """IngressClass of public ports."""
+    ingress_namespace: str = "ingress-nginx"
+    """Namespace of the ingress controller, the only one that reaches public ports."""
+    monitoring_namespace: str = "monitoring"
+    """Namespace of Prometheus, the only one that reaches metrics ports."""
+    backup_image: str = "busybox:1.37"
+    """Image of backup jobs: sh, tar and coreutils."""
     master_key: SecretStr = SecretStr("")
     """Secret that all issued keys derive from, 32 characters or more. Needed by the operator."""
     health_port: int = 8080

@@ -11,7 +11,8 @@ import structlog
 
 from botplane.api.conditions import Outcome, summarize
 from botplane.billing.reconcile import PlanReconciler
-from botplane.bots.reconcile import BotReconciler
+from botplane.bots.exposure import Facilities
+from botplane.bots.reconcile import BotReconciler, Surroundings
 from botplane.bots.templates import Templates
 from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
@@ -19,7 +20,7 @@ from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Manifest, Ref, ref_of
-from botplane.rooms import CHILD_KINDS, KINDS, Neighbours, Postgres
+from botplane.rooms import CHILD_KINDS, KINDS, OPTIONAL_KINDS, Neighbours, Postgres
 from botplane.runtime.cluster import Cluster
 from botplane.runtime.connection import Connection, connect
 from botplane.runtime.controller import Controller, Done
@@ -71,6 +72,7 @@ class Operator:
             self._status,
         )
         self._secrets = SecretPoll(self._client, self._children)
+        self._child_kinds: tuple[str, ...] = CHILD_KINDS
         self._leading = False
         self._stop = asyncio.Event()
 
@@ -103,7 +105,9 @@ class Operator:
         """List all objects, until that works: no pass may mistake the unknown for the absent."""
         while not self._stop.is_set():
             try:
-                await self._resync.round(KINDS, CHILD_KINDS)
+                served = [kind for kind in OPTIONAL_KINDS if await self._client.serves(kind)]
+                self._child_kinds = (*CHILD_KINDS, *served)
+                await self._resync.round(KINDS, self._child_kinds)
                 await self._secrets.round(self._tenant_namespaces())
             except (Rejected, Retryable) as error:
                 log.warning("Objects were not read", reason=error.reason, message=error.message)
@@ -112,7 +116,7 @@ class Operator:
                 return
 
     async def _watch(self, stop: asyncio.Event) -> None:
-        front = FrontEnd(self._note, KINDS, CHILD_KINDS)
+        front = FrontEnd(self._note, KINDS, self._child_kinds)
         loop = asyncio.get_running_loop()
 
         def take_signals() -> None:
@@ -132,7 +136,7 @@ class Operator:
                 self._queue.add(key)
         async with asyncio.TaskGroup() as group:
             background = [
-                group.create_task(self._resync.run(KINDS, CHILD_KINDS, self._add)),
+                group.create_task(self._resync.run(KINDS, self._child_kinds, self._add)),
                 group.create_task(self._secrets.run(self._tenant_namespaces, self._add)),
                 group.create_task(self._follow_usage()),
                 group.create_task(self._measure()),
@@ -146,12 +150,27 @@ class Operator:
 
     def _reconcilers(self) -> dict[str, Callable[[Key], Awaitable[Done]]]:
         settings = self._settings
-        site = Site(settings.namespace, settings.service_account)
+        site = Site(
+            settings.namespace,
+            settings.service_account,
+            bot_repository=settings.bot_repository,
+            backup_image=settings.backup_image,
+            public_domain=settings.public_domain,
+        )
         tenants = TenantReconciler(self._cluster, self._postgres.accounts(), site)
-        around = self._neighbours.surroundings(
-            self._postgres.usage,
-            settings.gateway_url,
-            settings.master_key.get_secret_value().encode(),
+        around = Surroundings(
+            tenant_of=self._neighbours.tenant_of,
+            usage=self._postgres.usage,
+            gateway_url=settings.gateway_url,
+            master_key=settings.master_key.get_secret_value().encode(),
+            facilities=Facilities(
+                public_domain=settings.public_domain,
+                ingress_class=settings.ingress_class,
+                ingress_namespace=settings.ingress_namespace,
+                monitoring_namespace=settings.monitoring_namespace,
+                backup_image=settings.backup_image,
+                pod_monitors="PodMonitor" in self._child_kinds,
+            ),
         )
 
         async def tenant(key: Key) -> Done:
@@ -205,10 +224,13 @@ class Operator:
     async def _follow_usage(self) -> None:
         """Show in the status what has been used."""
         while True:
+            started = time.monotonic()
             moved = await self._postgres.refresh_usage()
             for key in self._neighbours.by_uid(moved):
                 self._add(key)
-            await asyncio.sleep(USAGE_SECONDS)
+            # At many tenants the question itself takes seconds: ask less often.
+            took = time.monotonic() - started
+            await asyncio.sleep(max(USAGE_SECONDS, 10 * took))
 
     async def _measure(self) -> None:
         while True:

@@ -30,6 +30,11 @@ BOT_OBJECTS = [
     ("Deployment", "bot"),
     ("Service", "bot"),
     ("HorizontalPodAutoscaler", "bot"),
+    ("NetworkPolicy", "bot"),
+    ("PodDisruptionBudget", "bot"),
+    ("Ingress", "bot"),
+    ("PersistentVolumeClaim", "bot.backup"),
+    ("CronJob", "bot.backup"),
 ]
 EDITS: dict[tuple[str, str], dict[str, Any]] = {
     ("Namespace", ""): {
@@ -60,7 +65,9 @@ def place(world_of_module: World) -> tuple[World, str]:
     tenant = world.tenant(members=[{"kind": "User", "name": "ana", "role": "Operator"}])
     world.bot(
         tenant,
-        ports=[{"name": "http", "containerPort": 8080}],
+        ports=[{"name": "http", "containerPort": 8080, "exposure": "Public"}],
+        storage={"size": "1Gi"},
+        backup={"schedule": "0 3 * * *"},
         autoscaling={"maxReplicas": 3, "targetCPUPercent": 70},
     )
     return world, f"tenant-{tenant}"
@@ -117,7 +124,7 @@ def _content(body: dict[str, Any] | None) -> dict[str, Any]:
     if body is None:
         return {}
     # The API server chose these when the object was made.
-    drawn = {"clusterIP", "clusterIPs"}
+    drawn = {"clusterIP", "clusterIPs", "volumeName"}
     content = {k: v for k, v in body.items() if k not in {"metadata", "status"}}
     if isinstance(content.get("spec"), dict):
         content["spec"] = {k: v for k, v in content["spec"].items() if k not in drawn}

@@ -28,7 +28,13 @@ def test_a_tenant_becomes_a_closed_namespace(world: World) -> None:
     assert names == {
         "ResourceQuota": {"plan"},
         "LimitRange": {"plan"},
-        "NetworkPolicy": {"default-deny", "allow-dns", "allow-gateway", "allow-internet"},
+        "NetworkPolicy": {
+            "default-deny",
+            "allow-bots",
+            "allow-dns",
+            "allow-gateway",
+            "allow-internet",
+        },
         "RoleBinding": {"botplane-operator", "tenant-operators"},
     }
     deny = world.read("NetworkPolicy", namespace, "default-deny")

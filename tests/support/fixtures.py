@@ -18,6 +18,7 @@ from tests.support.controlplane import cluster as clusters
 from tests.support.controlplane import postgres as servers
 from tests.support.controlplane import watchdog
 from tests.support.installation import ROOT, Installation
+from tests.support.volumes import standard_volumes
 
 PLANS = tuple(yaml.safe_load_all((ROOT / "manifests/examples/10-plans.yaml").read_text()))
 
@@ -38,7 +39,7 @@ def control_plane(session_state: Path) -> Iterator[clusters.Cluster]:
     """A cluster, shared by all tests of the session."""
     found = clusters.start(session_state, definitions=[ROOT / "crds"])
     yield found
-    if found.kind == "embedded":
+    if found.kind in {"embedded", "node"}:
         found.stop()
 
 
@@ -69,5 +70,7 @@ def botplane(control_plane: clusters.Cluster, postgres: servers.Postgres) -> Ite
     installed.start("metering")
     installed.wait_for_leader()
     installed.apply(*PLANS)
+    if control_plane.kind == "embedded":
+        installed.apply(*standard_volumes())
     yield installed
     installed.stop("operator", "metering")

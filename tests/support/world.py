@@ -31,6 +31,11 @@ NAMESPACED = {
     "Pod": ("/api/v1", "pods"),
     "Deployment": ("/apis/apps/v1", "deployments"),
     "HorizontalPodAutoscaler": ("/apis/autoscaling/v2", "horizontalpodautoscalers"),
+    "Ingress": ("/apis/networking.k8s.io/v1", "ingresses"),
+    "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
+    "CronJob": ("/apis/batch/v1", "cronjobs"),
+    "Job": ("/apis/batch/v1", "jobs"),
+    "PodMonitor": ("/apis/monitoring.coreos.com/v1", "podmonitors"),
     "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
     "RoleBinding": ("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
 }
@@ -135,6 +140,10 @@ class World:
     def patch(self, kind: str, namespace: str, name: str, change: dict[str, Any]) -> None:
         """Change an object by a JSON merge patch."""
         self.api.patch(path_of(kind, namespace, name), change)
+
+    def patch_status(self, kind: str, namespace: str, name: str, status: dict[str, Any]) -> None:
+        """Change the status of an object, as its controller would."""
+        self.api.patch(f"{path_of(kind, namespace, name)}/status", {"status": status})
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete an object; one that is gone already is fine."""

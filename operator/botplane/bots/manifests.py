@@ -9,11 +9,16 @@ from typing import Any
 
 from botplane.api import labels as lb
 from botplane.api.bot_deployment import BotDeploymentSpec, OnSuspend
+from botplane.bots.backup import backup_name, backup_values, volume_size
+from botplane.bots.exposure import Facilities, ingress_rules, ingress_values, public_ports
 from botplane.bots.keys import derive_key
-from botplane.bots.policy import Rights, Sizing, image_of, sizing
+from botplane.bots.policy import Rights, Sizing, image_of, most_replicas, sizing
 from botplane.bots.templates import Templates
 from botplane.kube.drift import canonical, digest
 from botplane.kube.resources import Manifest
+
+Part = tuple[str, str, dict[str, Any]]
+"""Template, kind and values of one object."""
 
 ON_STOP = "/usr/local/bin/on-stop"
 """What a bot image brings to cancel orders or close positions; see docs/howto/bot-image.md."""
@@ -35,6 +40,7 @@ class Context:
     suspended: bool
     gateway_url: str
     master_key: bytes
+    facilities: Facilities
 
 
 def desired(context: Context, templates: Templates) -> list[Manifest]:
@@ -43,17 +49,22 @@ def desired(context: Context, templates: Templates) -> list[Manifest]:
     common = _common(context)
     configuration = _configuration(context, common)
     secret = _keys(context, common)
-    parts: list[tuple[str, str, dict[str, Any]]] = [
+    parts: list[Part] = [
         ("bot-serviceaccount.yaml.j2", "ServiceAccount", common),
         ("bot-configmap.yaml.j2", "ConfigMap", configuration),
         ("bot-secret.yaml.j2", "Secret", secret),
     ]
     if spec.storage is not None:
         parts.append(("bot-pvc.yaml.j2", "PersistentVolumeClaim", _volume(context, common)))
+        parts += _backup(context, common)
     content = digest([configuration["configuration"], configuration["rpc_endpoints"], secret])
     parts.append(("bot-deployment.yaml.j2", "Deployment", _deployment(context, common, content)))
     if spec.ports:
         parts.append(("bot-service.yaml.j2", "Service", _service(context, common)))
+        parts += _exposure(context, common)
+    if most_replicas(spec) > 1:
+        values = common | {"selector": selector(context)}
+        parts.append(("bot-pdb.yaml.j2", "PodDisruptionBudget", values))
     if spec.autoscaling is not None and not context.suspended:
         parts.append(("bot-hpa.yaml.j2", "HorizontalPodAutoscaler", _scaler(context, common)))
     return [templates.render(template, kind, values) for template, kind, values in parts]
@@ -121,6 +132,42 @@ def _service(context: Context, common: dict[str, Any]) -> dict[str, Any]:
         for p in context.spec.ports
     ]
     return common | {"selector": selector(context), "ports": ports}
+
+
+def _exposure(context: Context, common: dict[str, Any]) -> list[Part]:
+    spec, facilities = context.spec, context.facilities
+    selected = common | {"selector": selector(context)}
+    traffic = selected | {"ingress": ingress_rules(spec, facilities)}
+    parts: list[Part] = [("bot-networkpolicy.yaml.j2", "NetworkPolicy", traffic)]
+    if public_ports(spec):
+        values = ingress_values(spec, context.name, context.tenant, facilities)
+        parts.append(("bot-ingress.yaml.j2", "Ingress", common | values))
+    if spec.metrics is not None and facilities.pod_monitors:
+        scraped = selected | {"port": spec.metrics.port, "path": spec.metrics.path}
+        parts.append(("bot-podmonitor.yaml.j2", "PodMonitor", scraped))
+    return parts
+
+
+def _backup(context: Context, common: dict[str, Any]) -> list[Part]:
+    backup, storage = context.spec.backup, context.spec.storage
+    if backup is None or storage is None:
+        return []
+    named = common | {
+        "name": backup_name(context.name),
+        "labels": common["labels"] | {lb.COMPONENT: "backup"},
+    }
+    volume = named | {
+        "storage_class": _volume(context, common)["storage_class"],
+        "size": volume_size(storage),
+    }
+    image = context.facilities.backup_image
+    job = named | backup_values(backup, context.name, image, suspended=context.suspended)
+    job["selector"] = selector(context)
+    job["pod_labels"] = {lb.NAME: "backup", lb.INSTANCE: context.name, lb.TENANT: context.tenant}
+    return [
+        ("bot-backup-pvc.yaml.j2", "PersistentVolumeClaim", volume),
+        ("bot-backup.yaml.j2", "CronJob", job),
+    ]
 
 
 def _scaler(context: Context, common: dict[str, Any]) -> dict[str, Any]:

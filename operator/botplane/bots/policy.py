@@ -10,6 +10,8 @@ from botplane.api.bot_deployment import BotDeploymentSpec
 from botplane.api.conditions import Finding
 from botplane.api.plan import PlanSpec
 from botplane.api.types import Quantity
+from botplane.bots.backup import SIZE_FACTOR
+from botplane.bots.exposure import exposure_finding
 from botplane.kube.drift import canonical
 
 MAX_CONFIG_BYTES = 64 * 1024
@@ -56,6 +58,8 @@ class Facts:
     rights: Rights
     older: Sequence[Share]
     """Bots of the tenant that were declared before this one."""
+    public_domain: str
+    """Domain of public ports; empty: none can be public."""
 
 
 Check = Callable[[Facts], Finding | None]
@@ -93,8 +97,15 @@ def share(name: str, spec: BotDeploymentSpec, plan: PlanSpec) -> Share:
         name=name,
         cpu=size.cpu.value * replicas,
         memory=size.memory.value * replicas,
-        storage=spec.storage.size.value if spec.storage else Decimal(0),
+        storage=_stored(spec),
     )
+
+
+def _stored(spec: BotDeploymentSpec) -> Decimal:
+    """Return the size of the bot's volume and of its backups."""
+    if spec.storage is None:
+        return Decimal(0)
+    return spec.storage.size.value * (1 if spec.backup is None else 1 + SIZE_FACTOR)
 
 
 def findings(facts: Facts) -> list[Finding]:
@@ -208,6 +219,11 @@ def storage_is_within_plan(facts: Facts) -> Finding | None:
     return None
 
 
+def public_port_has_a_domain(facts: Facts) -> Finding | None:
+    """A public port gets a host below the installation's domain."""
+    return exposure_finding(facts.spec, facts.public_domain)
+
+
 def tenant_is_within_quota(facts: Facts) -> Finding | None:
     """All bots of the tenant fit into its quota at full scale; the oldest ones count first."""
     quota = facts.rights.plan.quota
@@ -236,12 +252,9 @@ MAY_RUN: tuple[Check, ...] = (
     requests_are_within_limits,
     replica_is_within_plan,
     storage_is_within_plan,
+    public_port_has_a_domain,
     tenant_is_within_quota,
 )
-
-
-def _least(wanted: Quantity, bound: Quantity | None) -> Quantity:
-    return wanted if bound is None or wanted.value <= bound.value else bound
 
 
 def _repository(image: str) -> str:
@@ -249,6 +262,10 @@ def _repository(image: str) -> str:
     name = image.partition("@")[0]
     path, slash, last = name.rpartition("/")
     return f"{path}{slash}{last.partition(':')[0]}"
+
+
+def _least(wanted: Quantity, bound: Quantity | None) -> Quantity:
+    return wanted if bound is None or wanted.value <= bound.value else bound
 
 
 def _shown(what: str, value: Decimal) -> str:

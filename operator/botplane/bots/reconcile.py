@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from botplane.api import labels as lb
-from botplane.api.bot_deployment import BotDeploymentSpec, Exposure
+from botplane.api.bot_deployment import BotDeploymentSpec
 from botplane.api.conditions import Finding
 from botplane.api.crd import API_VERSION
 from botplane.bots import manifests, policy
+from botplane.bots.backup import backup_name
+from botplane.bots.exposure import Facilities, endpoints, host_of, public_ports
 from botplane.bots.status import Progress, bot_verdicts
 from botplane.bots.templates import Templates
 from botplane.kube.apply import Boundary
@@ -23,7 +25,8 @@ from botplane.runtime.controller import Done
 KINDS = frozenset(
     {
         "ServiceAccount", "ConfigMap", "Secret", "PersistentVolumeClaim", "Deployment", "Service",
-        "HorizontalPodAutoscaler",
+        "HorizontalPodAutoscaler", "NetworkPolicy", "Ingress", "PodDisruptionBudget", "CronJob",
+        "PodMonitor",
     }
 )  # fmt: skip
 RUNNING_KINDS = frozenset({"Deployment", "HorizontalPodAutoscaler", "CronJob"})
@@ -53,6 +56,7 @@ class Surroundings:
     """Rounded usage of a bot by its uid."""
     gateway_url: str
     master_key: bytes
+    facilities: Facilities
 
 
 class BotReconciler:
@@ -97,7 +101,10 @@ class BotReconciler:
             text = f"Tenant {tenant.name} is not set up yet; kubectl get tenant {tenant.name}"
             return Progress(waiting=Finding("TenantNotReady", text), suspended=suspended)
         facts = policy.Facts(
-            spec=spec, rights=tenant.rights, older=self._older(body, tenant.rights)
+            spec=spec,
+            rights=tenant.rights,
+            older=self._older(body, tenant.rights),
+            public_domain=self._around.facilities.public_domain,
         )
         return Progress(findings=policy.findings(facts), suspended=suspended)
 
@@ -164,17 +171,21 @@ class BotReconciler:
     ) -> bool:
         name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
         repository = tenant.rights.bot_repository if tenant and tenant.rights else ""
-        endpoints = [
-            {"name": p.name, "url": f"http://{name}.{namespace}.svc:{p.container_port}"}
-            for p in spec.ports
-            if p.exposure is Exposure.CLUSTER
-        ]
+        owner = "" if tenant is None else tenant.name
+        domain = self._around.facilities.public_domain
+        shown = endpoints(spec, name, owner, domain)
+        progress.public_hosts = tuple(
+            host_of(port, name, owner, domain) for port in public_ports(spec)
+        )
+        progress.backup_schedule = "" if spec.backup is None else spec.backup.schedule
+        cron = self._cluster.children.get(Ref("CronJob", namespace, backup_name(name)))
         fields = {
             "replicas": progress.workload.get("replicas", 0),
             "readyReplicas": progress.workload.get("readyReplicas", 0),
             "selector": f"{lb.INSTANCE}={name},{lb.NAME}=bot",
             "image": policy.image_of(spec, repository) if repository else None,
-            "endpoints": endpoints,
+            "endpoints": shown,
+            "lastBackupTime": None if cron is None else cron.status.get("lastSuccessfulTime"),
             "usage": self._around.usage(body["metadata"]["uid"]),
         }
         return await self._cluster.status.write(body, bot_verdicts(progress), fields)
@@ -196,4 +207,5 @@ class BotReconciler:
             suspended=tenant.suspended or spec.suspend,
             gateway_url=self._around.gateway_url,
             master_key=self._around.master_key,
+            facilities=self._around.facilities,
         )

@@ -30,6 +30,10 @@ class Progress:
     failed: dict[Ref, Rejected | Retryable] = field(default_factory=dict)
     workload: Mapping[str, Any] = field(default_factory=dict)
     """Status of the Deployment."""
+    public_hosts: tuple[str, ...] = ()
+    """Hosts of the public ports."""
+    backup_schedule: str = ""
+    """When backups are made, or nothing."""
     suspended: str = ""
     """Why the bot is suspended, or nothing."""
     changed: bool = False
@@ -48,6 +52,8 @@ def bot_verdicts(progress: Progress) -> list[Verdict]:
         _within_plan(progress),
         _configuration(progress),
         workload,
+        _exposed(progress),
+        _backup_scheduled(progress),
         _suspended(progress),
     ]
 
@@ -119,6 +125,28 @@ def _condition(status: Mapping[str, Any], type_: str, value: str = "True") -> st
         if condition["type"] == type_ and condition["status"] == value:
             return str(condition.get("message", type_))
     return ""
+
+
+def _exposed(progress: Progress) -> Verdict:
+    for finding in progress.findings:
+        if finding.reason == "NoPublicDomain":
+            return Verdict.fails("Exposed", finding)
+    if not progress.public_hosts:
+        return Verdict.fails("Exposed", Finding("NotRequested", "No port is Public"))
+    if progress.findings or progress.waiting is not None:
+        return Verdict.waits("Exposed", "NotApplied", "Waits for the other conditions")
+    return Verdict.holds("Exposed", "Exposed", f"Reached at {', '.join(progress.public_hosts)}")
+
+
+def _backup_scheduled(progress: Progress) -> Verdict:
+    type_ = "BackupScheduled"
+    if not progress.backup_schedule:
+        return Verdict.fails(type_, Finding("NotRequested", "spec.backup is not given"))
+    if progress.findings or progress.waiting is not None:
+        return Verdict.waits(type_, "NotApplied", "Waits for the other conditions")
+    if progress.suspended:
+        return Verdict.fails(type_, Finding("Suspended", "No backups while the bot is suspended"))
+    return Verdict.holds(type_, "Scheduled", f"At {progress.backup_schedule} (UTC)")
 
 
 def _suspended(progress: Progress) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from botplane.api.labels import BOT, FIELD_MANAGER, TENANT_UID
 from botplane.errors import Rejected, Retryable
@@ -122,10 +123,20 @@ class Applier:
         return None
 
     async def _write(self, ref: Ref, manifest: Manifest) -> Manifest:
+        # What others added goes first: admission may refuse a write that leaves it in.
+        if cleared := self._children.clearance(manifest):
+            await self._cleared(ref, cleared)
         written = await self._client.apply(manifest)
         if foreign := foreign_fields(written):
             written = await self._client.json_patch(ref, removals(written, foreign))
         return written
+
+    async def _cleared(self, ref: Ref, patch: list[dict[str, Any]]) -> None:
+        try:
+            await self._client.json_patch(ref, patch)
+        except Rejected as error:
+            # The object has changed since it was seen: the next event tells how.
+            raise Retryable("WriteConflict", error.message) from error
 
     async def _refuse_foreign(self, ref: Ref, manifest: Manifest) -> None:
         if (ref.kind, ref.name) in MADE_BY_KUBERNETES:

@@ -16,6 +16,7 @@ from botplane.kube.errors import NotFoundError, answer_error
 from botplane.kube.resources import RESOURCES, Manifest, Ref, ref_of
 from botplane.telemetry.metrics import API_REQUESTS
 
+KIND_NOT_SERVED = "KindNotServed"
 APPLY_PATCH = "application/apply-patch+yaml"
 JSON_PATCH = "application/json-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
@@ -42,6 +43,16 @@ class KubeClient:
         """Return an object; with `metadata_only` its content never leaves the API server."""
         accept = METADATA_ONLY if metadata_only else "application/json"
         return await self._call("GET", ref, accept=accept)
+
+    async def serves(self, kind: str) -> bool:
+        """Return whether the API server knows a kind."""
+        try:
+            await self.list(kind, selector="botplane.io/none", metadata_only=True)
+        except Retryable as error:
+            if error.reason != KIND_NOT_SERVED:
+                raise
+            return False
+        return True
 
     async def delete(self, ref: Ref, uid: str) -> None:
         """Delete the object if it is still the one with this uid."""
@@ -73,7 +84,7 @@ class KubeClient:
             try:
                 page = await self._call("GET", Ref(kind, namespace, ""), accept=accept, query=query)
             except NotFoundError as error:
-                raise Retryable("KindNotServed", str(error)) from error
+                raise Retryable(KIND_NOT_SERVED, str(error)) from error
             items += page.get("items") or []
             more = page["metadata"].get("continue")
             if not more:

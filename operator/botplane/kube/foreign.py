@@ -55,6 +55,11 @@ def removals(observed: Manifest, fields: list[Path]) -> list[dict[str, Any]]:
     ]
 
 
+def is_said(desired: Manifest, field: Path) -> bool:
+    """Return whether a manifest has a value for a field."""
+    return _pointer(desired, field) is not None
+
+
 def _leaves(fields: dict[str, Any], above: Path) -> Iterator[Path]:
     for step, below in fields.items():
         if step == ".":

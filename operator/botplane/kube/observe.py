@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from botplane.api.labels import TENANT, TENANT_UID, tenant_namespace
 from botplane.kube.drift import canonical, digest, form, holds
+from botplane.kube.foreign import is_said, removals
 from botplane.kube.resources import Manifest, Ref, ref_of
 
 WORKLOAD_STATUS = (
@@ -99,7 +100,10 @@ class Children:
         child = _child(observed)
         ref = ref_of(observed)
         last = self._by_ref.get(ref)
-        if last is not None and (child.version < last.version or _same(last, child)):
+        if last is not None and child.version < last.version:
+            return []
+        if last is not None and _same(last, child):
+            last.version = child.version
             return []
         if last is not None and last.uid == child.uid and last.form_hash == child.form_hash:
             child.settled, child.form = last.settled, last.form
@@ -142,6 +146,22 @@ class Children:
             return False
         child.settled, child.form = wanted, None
         return True
+
+    def clearance(self, desired: Manifest) -> list[dict[str, Any]]:
+        """Return the JSON Patch that removes what others added to a child, as last seen.
+
+        What the manifest says is left to it: a limit must not be away even for a moment.
+        """
+        child = self._by_ref.get(ref_of(desired))
+        if child is None or child.form is None:
+            return []
+        seen = json.loads(zlib.decompress(child.form))
+        fields = [tuple(path) for path in seen.get("foreign", ())]
+        fields = [path for path in fields if not is_said(desired, path)]
+        if not fields:
+            return []
+        same = {"op": "test", "path": "/metadata/resourceVersion", "value": str(child.version)}
+        return [same, *removals({**seen, "metadata": {"uid": child.uid}}, fields)]
 
     def difference(
         self, kind: str, listed: Iterable[Manifest], namespace: str | None = None
@@ -194,6 +214,8 @@ def _status(observed: Manifest) -> dict[str, Any]:
     status = observed.get("status") or {}
     if observed["kind"] == "Deployment":
         return {k: v for k, v in status.items() if k in WORKLOAD_STATUS}
+    if observed["kind"] == "CronJob":
+        return {k: v for k, v in status.items() if k == "lastSuccessfulTime"}
     if observed["kind"] == "ResourceQuota":
         # Until its use is computed, a quota refuses everything that it counts.
         computed = status.get("used", {}).keys() >= observed["spec"].get("hard", {}).keys()

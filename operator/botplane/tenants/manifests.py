@@ -42,6 +42,12 @@ class Context:
     suspended: bool
     operator_namespace: str
     operator_account: str
+    bot_repository: str = ""
+    """The operator's own bot images, which every tenant may run."""
+    backup_image: str = ""
+    """Image of backup jobs, which the operator makes but no bot may name."""
+    public_domain: str = ""
+    """Domain below which the tenant's hosts lie; empty: it has none."""
 
     @property
     def namespace(self) -> str:
@@ -77,6 +83,7 @@ def isolation(context: Context) -> list[Manifest]:
 def allowances(context: Context) -> list[Manifest]:
     """Return what opens the closed namespace again: traffic that is allowed, access of people."""
     gateway = _peer(context.operator_namespace, {lb.NAME: "botplane-gateway"})
+    bots = {"podSelector": {"matchLabels": {lb.NAME: "bot"}}}
     dns = _peer("kube-system", {"k8s-app": "kube-dns"})
     ports = [{"protocol": p, "port": 53} for p in ("UDP", "TCP")]
     internet = [
@@ -90,6 +97,7 @@ def allowances(context: Context) -> list[Manifest]:
             context, "allow-gateway", _egress([gateway], [{"protocol": "TCP", "port": 8545}])
         ),
         network_policy(context, "allow-internet", _egress(internet, https)),
+        network_policy(context, "allow-bots", _egress([bots], None)),
         *access(context),
     ]
 
@@ -117,16 +125,21 @@ def access(context: Context) -> list[Manifest]:
 
 def policy_parameters(context: Context) -> Manifest:
     """Return the ConfigMap that admission policies take this tenant's limits from."""
-    plan = context.rights.plan
+    plan, domain = context.rights.plan, context.public_domain
     data = {
         "tenant": context.name,
         "state": "Suspended" if context.suspended else "Active",
         "maxBots": str(context.rights.max_bots),
         "maxReplicas": str(context.rights.max_replicas),
         "imageRegistries": ",".join(context.rights.image_registries),
+        "botRepository": context.bot_repository,
+        "systemImages": context.backup_image,
         "storageClasses": ",".join(plan.storage_classes),
-        "maxCPU": plan.bot.max_cpu,
-        "maxMemory": plan.bot.max_memory,
+        "maxCPU": plan.bot.max_cpu.canonical,
+        "maxMemory": plan.bot.max_memory.canonical,
+        "maxStorage": plan.bot.max_storage.canonical,
+        "priorityClass": plan.priority_class_name or "",
+        "domain": f"{context.name}.{domain}" if domain else "",
     }
     return _namespaced(context, "v1", "ConfigMap", "tenant-policy") | {"data": data}
 
@@ -227,8 +240,9 @@ def _peer(namespace: str, pod_labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _egress(to: list[dict[str, Any]], ports: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"policyTypes": ["Egress"], "egress": [{"to": to, "ports": ports}]}
+def _egress(to: list[dict[str, Any]], ports: list[dict[str, Any]] | None) -> dict[str, Any]:
+    rule: dict[str, Any] = {"to": to} if ports is None else {"to": to, "ports": ports}
+    return {"policyTypes": ["Egress"], "egress": [rule]}
 
 
 def _subject(context: Context, kind: MemberKind, name: str) -> dict[str, str]:

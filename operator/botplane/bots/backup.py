@@ -1,0 +1,52 @@
+"""Backups of a bot's volume: a scheduled job that keeps the newest archives. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from botplane.api.bot_deployment import Backup, Storage
+
+SIZE_FACTOR: Final = 2
+"""The backup volume is this many times as large as the bot's."""
+
+# A kubelet replaces $(NAME) in a command; backticks are the shell's alone.
+SCRIPT: Final = """\
+file=/backup/`date -u +%Y%m%dT%H%M%SZ`.tar.gz
+tar -czf "$file.part" -C /data .
+mv "$file.part" "$file"
+ls -1t /backup/*.tar.gz | tail -n +`expr "$KEEP" + 1` | while read -r old; do rm -- "$old"; done
+"""
+
+
+def backup_name(bot: str) -> str:
+    """Return the name of the backup's objects: a bot's own name has no dot."""
+    return f"{bot}.backup"
+
+
+def backup_values(backup: Backup, bot: str, image: str, *, suspended: bool) -> dict[str, Any]:
+    """Return what the CronJob template needs beside names and labels."""
+    return {
+        "account": bot,
+        "schedule": backup.schedule,
+        "suspend": suspended,
+        "image": image,
+        "command": ["/bin/sh", "-ec", SCRIPT],
+        "environment": [{"name": "KEEP", "value": str(backup.retention)}],
+        "resources": {
+            "requests": {"cpu": "50m", "memory": "64Mi", "ephemeral-storage": "64Mi"},
+            "limits": {"cpu": "500m", "memory": "256Mi", "ephemeral-storage": "1Gi"},
+        },
+        "volume_mounts": [
+            {"name": "data", "mountPath": "/data", "readOnly": True},
+            {"name": "backup", "mountPath": "/backup"},
+        ],
+        "volumes": [
+            {"name": "data", "persistentVolumeClaim": {"claimName": bot, "readOnly": True}},
+            {"name": "backup", "persistentVolumeClaim": {"claimName": backup_name(bot)}},
+        ],
+    }
+
+
+def volume_size(storage: Storage) -> str:
+    """Return the size of the backup volume, as the API server stores it."""
+    return storage.size.times(SIZE_FACTOR)

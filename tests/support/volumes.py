@@ -1,0 +1,35 @@
+"""Volumes of a cluster without a storage driver: a StorageClass and volumes made ahead of time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CLASS = "standard"
+VOLUMES = 30
+
+
+def standard_volumes() -> list[dict[str, Any]]:
+    """Return the class `standard` and volumes that claims of tests bind to."""
+    kind = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": CLASS},
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "Immediate",
+    }
+    return [kind, *(_volume(number) for number in range(VOLUMES))]
+
+
+def _volume(number: int) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": f"simulated-{number}"},
+        "spec": {
+            "storageClassName": CLASS,
+            "capacity": {"storage": "100Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "hostPath": {"path": f"/simulated/{number}"},
+        },
+    }
