@@ -1,0 +1,99 @@
+-- make_stage --
+-- One per connection; every commit or rollback empties it.
+CREATE TEMP TABLE IF NOT EXISTS staged_event (
+    n integer NOT NULL,
+    tenant_id uuid NOT NULL,
+    source text NOT NULL,
+    event_id text NOT NULL,
+    meter text NOT NULL,
+    bot_id uuid,
+    occurred_at timestamptz NOT NULL,
+    quantity numeric NOT NULL,
+    dims text NOT NULL,
+    body_hash bytea NOT NULL
+) ON COMMIT DELETE ROWS
+
+-- commit_durably --
+-- What is acknowledged is on disk, whatever the database's default says; and a stage that was
+-- never analysed must not be joined row by row (measured: 25 s instead of 0.5 s).
+SELECT set_config('enable_nestloop', 'off', true),
+    CASE WHEN current_setting('synchronous_commit') IN ('off', 'local')
+        THEN set_config('synchronous_commit', 'on', true) END
+
+-- fill_stage --
+COPY staged_event (n, tenant_id, source, event_id, meter, bot_id, occurred_at, quantity, dims,
+    body_hash) FROM STDIN (FORMAT BINARY)
+
+-- store_staged --
+-- Key, event and hourly sum in one statement; returns what was new. Rows are written in the order
+-- of their keys, so that two writers never wait for each other in a circle. Sums of trades have no
+-- dims: each trade would be a row of its own.
+WITH fresh AS (
+    INSERT INTO usage_event_key (tenant_id, source, event_id, occurred_at, body_hash)
+    SELECT s.tenant_id, s.source, s.event_id, s.occurred_at, s.body_hash
+    FROM staged_event s
+    ORDER BY s.tenant_id, s.source, s.event_id
+    ON CONFLICT (tenant_id, source, event_id) DO NOTHING
+    RETURNING tenant_id, source, event_id
+),
+accepted AS MATERIALIZED (
+    SELECT s.n, s.tenant_id, s.source, s.event_id, s.meter, s.bot_id, s.occurred_at, s.quantity,
+        s.dims::jsonb AS dims
+    FROM fresh f JOIN staged_event s ON s.tenant_id = f.tenant_id AND s.source = f.source
+        AND s.event_id = f.event_id
+),
+stored AS (
+    INSERT INTO usage_event (tenant_id, source, event_id, meter, bot_id, occurred_at, received_at,
+        quantity, dims)
+    SELECT a.tenant_id, a.source, a.event_id, a.meter, a.bot_id, a.occurred_at, %(now)s,
+        a.quantity, a.dims
+    FROM accepted a
+),
+rolled_up AS (
+    INSERT INTO usage_hourly AS u (tenant_id, meter, hour, bot_id, dims, quantity, events)
+    SELECT a.tenant_id, a.meter, date_bin('1 hour', a.occurred_at, '2000-01-01 00:00+00') AS hour,
+        COALESCE(a.bot_id, '00000000-0000-0000-0000-000000000000') AS bot,
+        CASE WHEN a.meter = 'trades' THEN '{}' ELSE a.dims END AS rollup_dims,
+        sum(a.quantity), count(*)
+    FROM accepted a
+    GROUP BY a.tenant_id, a.meter, hour, bot, rollup_dims
+    ORDER BY a.tenant_id, a.meter, hour, bot, rollup_dims
+    ON CONFLICT (tenant_id, meter, hour, bot_id, dims) DO UPDATE
+    SET quantity = u.quantity + excluded.quantity, events = u.events + excluded.events
+)
+SELECT a.n FROM accepted a
+
+-- known_hashes --
+-- What stands under the keys that were not new, seen after waiting for whoever wrote them.
+SELECT s.n, k.body_hash FROM staged_event s
+JOIN usage_event_key k ON k.tenant_id = s.tenant_id AND k.source = s.source
+    AND k.event_id = s.event_id
+WHERE s.n = ANY(%(stale)s::integer[])
+
+-- ensure_partitions --
+-- Months ahead, and back to the oldest event that is accepted.
+SELECT ensure_partitions((%(now)s::timestamptz - interval '45 days')::date,
+    (%(now)s::timestamptz + interval '3 months')::date)
+
+-- early_rows --
+-- Rows that lie in no month of their own; they are counted, and ensure_partitions moves them.
+SELECT (SELECT count(*) FROM usage_event_default) + (SELECT count(*) FROM usage_hourly_default)
+
+-- register_key --
+-- A known key is left as it is, unless it says something else now or was revoked.
+INSERT INTO ingest_key AS k (tenant_id, key_id, bot_id, secret_hash, scopes, issued_at)
+VALUES (%(tenant_id)s, %(key_id)s, %(bot_id)s, %(secret_hash)s, %(scopes)s, %(now)s)
+ON CONFLICT (tenant_id, key_id) DO UPDATE
+SET bot_id = excluded.bot_id, secret_hash = excluded.secret_hash, scopes = excluded.scopes,
+    issued_at = excluded.issued_at, revoked_at = NULL
+WHERE (k.bot_id, k.secret_hash, k.scopes) IS DISTINCT FROM
+    (excluded.bot_id, excluded.secret_hash, excluded.scopes) OR k.revoked_at IS NOT NULL
+
+-- revoke_keys --
+UPDATE ingest_key k SET revoked_at = %(now)s
+FROM unnest(%(tenants)s::uuid[], %(keys)s::text[]) AS r (tenant_id, key_id)
+WHERE k.tenant_id = r.tenant_id AND k.key_id = r.key_id AND k.revoked_at IS NULL
+
+-- valid_keys --
+SELECT tenant_id, bot_id, secret_hash, scopes FROM ingest_key
+WHERE key_id = %(key_id)s AND revoked_at IS NULL

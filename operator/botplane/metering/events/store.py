@@ -1,0 +1,208 @@
+"""Usage events in Postgres: each counts once, and what is acknowledged is on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from botplane.metering.events.policy import TRADES, Trade, UsageEvent, Verdict, trade_of
+from botplane.store.errors import translated_errors
+from botplane.store.queries import load_queries
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from psycopg import Connection
+
+SQL: Final = load_queries(__package__)
+COLUMNS: Final = (
+    *("int4", "uuid", "text", "text", "text", "uuid"),
+    *("timestamptz", "numeric", "text", "bytea"),
+)
+"""Types of the columns of `fill_stage`, as binary COPY needs them."""
+
+Key = tuple[UUID, str, str]
+Staged = tuple[int, "Batch", UsageEvent, bytes]
+RecordTrades = Callable[["Connection[Any]", Sequence[Trade]], object]
+"""Writes new trades within the transaction of their events."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Events of one key."""
+
+    tenant_id: UUID
+    bot_id: UUID | None
+    events: Sequence[UsageEvent]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestKey:
+    """A key as it is stored: the bearer `key_id.secret` proves it.
+
+    Attributes:
+        key_id: Public part, such as the uid of the bot.
+        tenant_id: Whose usage it reports or reads.
+        bot_id: The bot that holds it; None: it is the tenant's own.
+        secret_hash: SHA-256 of the secret.
+        scopes: `usage:write`, `usage:read`.
+    """
+
+    key_id: str
+    tenant_id: UUID
+    bot_id: UUID | None
+    secret_hash: bytes
+    scopes: tuple[str, ...] = ("usage:write",)
+
+
+def secret_hash(secret: str) -> bytes:
+    """Return what is stored of a secret."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def register_keys(conn: Connection[Any], keys: Sequence[IngestKey], now: datetime) -> None:
+    """Let keys be used from now on; a known key that says the same is not written again.
+
+    Raises:
+        Retryable: Postgres is away.
+    """
+    with translated_errors(), conn.transaction(), conn.cursor() as cursor:
+        cursor.executemany(
+            SQL["register_key"],
+            [vars(key) | {"scopes": list(key.scopes), "now": now} for key in keys],
+        )
+
+
+def revoke_keys(conn: Connection[Any], keys: Sequence[tuple[UUID, str]], now: datetime) -> None:
+    """Let keys (tenant, key id) never be used again; repeated it changes nothing.
+
+    Raises:
+        Retryable: Postgres is away.
+    """
+    names = {"tenants": [t for t, _ in keys], "keys": [k for _, k in keys], "now": now}
+    with translated_errors(), conn.transaction():
+        conn.execute(SQL["revoke_keys"], names)
+
+
+def find_key(conn: Connection[Any], key_id: str, secret: str) -> IngestKey | None:
+    """Return the valid key that a bearer proves, or None.
+
+    Raises:
+        Retryable: Postgres is away.
+    """
+    with translated_errors(), conn.transaction():
+        rows = conn.execute(SQL["valid_keys"], {"key_id": key_id}).fetchall()
+    given = secret_hash(secret)
+    for tenant_id, bot_id, stored, scopes in rows:
+        if hmac.compare_digest(stored, given):
+            return IngestKey(
+                key_id=key_id,
+                tenant_id=tenant_id,
+                bot_id=bot_id,
+                secret_hash=stored,
+                scopes=tuple(scopes),
+            )
+    return None
+
+
+def ensure_partitions(conn: Connection[Any], now: datetime) -> int:
+    """Make the months that events may fall into ahead of time; return rows that came too early.
+
+    Raises:
+        Retryable: Postgres is away.
+    """
+    with translated_errors(), conn.transaction():
+        conn.execute(SQL["ensure_partitions"], {"now": now})
+        row = conn.execute(SQL["early_rows"]).fetchone()
+    return int(row[0]) if row else 0
+
+
+def ingest(
+    conn: Connection[Any],
+    batches: Sequence[Batch],
+    now: datetime,
+    record_trades: RecordTrades | None = None,
+) -> list[list[Verdict]]:
+    """Store events in one transaction and return the verdict on each, batch by batch.
+
+    When it returns, what was accepted is on disk. When it raises, nothing may be said of the
+    events; sending them again with the same ids counts each of them once.
+
+    Raises:
+        Retryable: Postgres is away or did not confirm.
+    """
+    first: dict[Key, Staged] = {}
+    hashes = [[event.body_hash(batch.bot_id) for event in batch.events] for batch in batches]
+    for batch, marks in zip(batches, hashes, strict=True):
+        for event, mark in zip(batch.events, marks, strict=True):
+            key = (batch.tenant_id, event.source, event.event_id)
+            first.setdefault(key, (len(first), batch, event, mark))
+    with translated_errors():
+        conn.execute(SQL["make_stage"])
+        with conn.transaction():
+            fresh, known = _store(conn, list(first.values()), now)
+            trades = [
+                trade_of(event, batch.tenant_id, batch.bot_id)
+                for n, batch, event, _ in first.values()
+                if event.meter == TRADES and n in fresh
+            ]
+            if trades and record_trades is not None:
+                record_trades(conn, trades)
+    return [
+        _verdicts(batch, marks, first, fresh, known)
+        for batch, marks in zip(batches, hashes, strict=True)
+    ]
+
+
+def _store(
+    conn: Connection[Any], rows: Sequence[Staged], now: datetime
+) -> tuple[set[int], dict[int, bytes]]:
+    """Return the numbers of the rows that are new, and the stored hashes of the others."""
+    conn.execute(SQL["commit_durably"])
+    with conn.cursor() as cursor, cursor.copy(SQL["fill_stage"]) as copy:
+        copy.set_types(COLUMNS)
+        for n, batch, event, mark in rows:
+            copy.write_row(
+                (
+                    n,
+                    batch.tenant_id,
+                    event.source,
+                    event.event_id,
+                    event.meter,
+                    batch.bot_id,
+                    event.occurred_at,
+                    event.quantity,
+                    event.dims,
+                    mark,
+                )
+            )
+    fresh = {n for (n,) in conn.execute(SQL["store_staged"], {"now": now})}
+    if len(fresh) == len(rows):
+        return fresh, {}
+    stale = [n for n, *_ in rows if n not in fresh]
+    known = conn.execute(SQL["known_hashes"], {"stale": stale}).fetchall()
+    return fresh, dict(known)
+
+
+def _verdicts(
+    batch: Batch,
+    marks: Sequence[bytes],
+    first: dict[Key, Staged],
+    fresh: set[int],
+    known: dict[int, bytes],
+) -> list[Verdict]:
+    verdicts = []
+    for event, mark in zip(batch.events, marks, strict=True):
+        n, _, _, stored = first[batch.tenant_id, event.source, event.event_id]
+        if n in fresh:
+            fresh.remove(n)  # what follows of the same key repeats it
+            verdicts.append(Verdict.ACCEPTED)
+        elif known.get(n, stored) == mark:
+            verdicts.append(Verdict.DUPLICATE)
+        else:
+            verdicts.append(Verdict.CONFLICT)
+    return verdicts
