@@ -23,6 +23,7 @@ from tests.support.controlplane import (
     watchdog,
 )
 from tests.support.controlplane.embedded import Say
+from tests.support.controlplane.node import lifecycle as real_node
 from tests.support.controlplane.paths import state_folder
 
 DATABASE = "botplane"
@@ -79,7 +80,8 @@ def down(state: Path) -> int:
 
 def status(state: Path) -> int:
     """Show each program; fail if one is missing."""
-    names = (*components.PROGRAMS, postgres.NAME)
+    parts = real_node.PROGRAMS if real_node.is_here(state) else components.PROGRAMS
+    names = (*parts, postgres.NAME)
     found = {name: processes.find(state, name) for name in names}
     for name, process in found.items():
         if process is None:

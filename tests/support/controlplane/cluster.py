@@ -1,6 +1,6 @@
 """The cluster to work against: our own control plane, a kind cluster, or the current one.
 
-`CLUSTER` chooses: `embedded` (default), `kind` or `current`.
+`CLUSTER` chooses: `embedded` (default; simulated nodes), `node` (a real one), `kind` or `current`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from pathlib import Path
 
 from tests.support.controlplane import binaries, embedded, identities, processes
 from tests.support.controlplane.api import Api
+from tests.support.controlplane.components import Layout
 from tests.support.controlplane.embedded import Say, quiet
+from tests.support.controlplane.node import lifecycle as real_node
+from tests.support.controlplane.node.parts import NoNodeError
 
 KIND_CLUSTER = "botplane"
 
@@ -68,6 +71,7 @@ def start(state: Path, say: Say = quiet, definitions: Sequence[Path] = ()) -> Cl
     kind = os.environ.get("CLUSTER") or "embedded"
     starters = {
         "embedded": lambda state, say: _embedded(state, say, definitions),
+        "node": lambda state, say: _node(state, say, definitions),
         "kind": _kind,
         "current": _current,
     }
@@ -80,22 +84,39 @@ def stop(state: Path) -> None:
     """End our own control plane; with `CLUSTER=kind` delete the kind cluster as well."""
     if os.environ.get("CLUSTER") == "kind":
         _output("kind", "delete", "cluster", "--name", KIND_CLUSTER)
+    stop_own(state)
+
+
+def stop_own(state: Path) -> None:
+    """End our own control plane, with its node if it has a real one."""
+    if real_node.is_here(state):
+        real_node.stop(state)
     embedded.stop(state)
 
 
 def _embedded(state: Path, say: Say, definitions: Sequence[Path]) -> Cluster:
-    layout = embedded.start(state, say, definitions)
+    return _own("embedded", embedded.start(state, say, definitions))
+
+
+def _node(state: Path, say: Say, definitions: Sequence[Path]) -> Cluster:
+    try:
+        return _own("node", real_node.start(state, say, definitions))
+    except NoNodeError as error:
+        raise NoClusterError(f"CLUSTER=node: {error}") from error
+
+
+def _own(kind: str, layout: Layout) -> Cluster:
     tokens = identities.ensure_tokens(layout.credentials)
     names = [who.name for who in identities.CLIENTS]
     return Cluster(
-        kind="embedded",
+        kind=kind,
         server=layout.server,
         ca=layout.ca,
         kubeconfigs={name: embedded.kubeconfig(layout, name) for name in names},
         tokens={name: tokens[name] for name in names},
         kubectl=layout.binaries["kubectl"],
         helm=layout.binaries["helm"],
-        state=state,
+        state=layout.state,
         audit_log=layout.audit_log,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.controlplane.paths import HERE
@@ -11,17 +11,27 @@ from tests.support.controlplane.processes import Program
 
 ETCD, API_SERVER = "etcd", "kube-apiserver"
 # In the order in which they are started; they are ended the other way round.
-LOOPS = ("kube-controller-manager", "kube-scheduler", "kwok")
+KWOK = "kwok"
+LOOPS = ("kube-controller-manager", "kube-scheduler", KWOK)
 PROGRAMS = (ETCD, API_SERVER, *LOOPS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where one control plane lives: its folders, its ports, its programs."""
+    """Where one control plane lives: its folders, its ports, its programs.
+
+    Attributes:
+        enter: What a program is started through; nothing, or into the namespaces of a node.
+        more: Further arguments per program.
+        simulated: Whether kwok plays the nodes.
+    """
 
     state: Path
     ports: Mapping[str, int]
     binaries: Mapping[str, Path]
+    enter: tuple[str, ...] = ()
+    more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    simulated: bool = True
 
     @property
     def server(self) -> str:
@@ -48,6 +58,10 @@ class Layout:
     @property
     def audit_log(self) -> Path:
         return self.state / "audit.log"
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        return PROGRAMS if self.simulated else tuple(name for name in PROGRAMS if name != KWOK)
 
 
 def etcd(layout: Layout) -> Program:
@@ -98,7 +112,7 @@ def api_server(layout: Layout) -> Program:
 
 def loops(layout: Layout) -> tuple[Program, ...]:
     """Return the programs that act on what the API server holds."""
-    return (
+    found = (
         _program(
             layout,
             "kube-controller-manager",
@@ -126,14 +140,13 @@ def loops(layout: Layout) -> tuple[Program, ...]:
             "--kube-api-burst=1000",
             "--profiling=false",
         ),
-        _program(
-            layout,
-            "kwok",
-            _kubeconfig(layout, "kwok"),
-            f"--config={HERE / 'stages.yaml'}",
-            "--v=WARN",
-        ),
     )
+    return (*found, _simulator(layout)) if layout.simulated else found
+
+
+def _simulator(layout: Layout) -> Program:
+    config = f"--config={HERE / 'stages.yaml'}"
+    return _program(layout, KWOK, _kubeconfig(layout, KWOK), config, "--v=WARN")
 
 
 def component_kubeconfig(layout: Layout, name: str) -> Path:
@@ -146,4 +159,5 @@ def _kubeconfig(layout: Layout, name: str) -> str:
 
 
 def _program(layout: Layout, name: str, *arguments: str) -> Program:
-    return Program(name=name, argv=(str(layout.binaries[name]), *arguments))
+    more = layout.more.get(name, ())
+    return Program(name=name, argv=(*layout.enter, str(layout.binaries[name]), *arguments, *more))

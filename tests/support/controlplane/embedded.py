@@ -13,7 +13,7 @@ import yaml
 
 from tests.support.controlplane import binaries, components, identities, processes
 from tests.support.controlplane.api import Api
-from tests.support.controlplane.components import API_SERVER, ETCD, LOOPS, PROGRAMS, Layout
+from tests.support.controlplane.components import API_SERVER, ETCD, LOOPS, Layout
 from tests.support.controlplane.paths import HERE
 from tests.support.controlplane.ports import kept_ports
 from tests.support.controlplane.waiting import until
@@ -48,17 +48,17 @@ def start(state: Path, say: Say = quiet, definitions: Sequence[Path] = ()) -> La
         # Data that was not forced to the disk may be broken after a crash of the machine.
         stop(state)
         layout = _layout(state)
-    with _step("credentials", say):
+    with step("credentials", say):
         identities.ensure_tokens(layout.credentials)
         identities.ensure_signing_key(layout.credentials)
-    with _step(ETCD, say):
-        _start_etcd(layout)
-    with _step(API_SERVER, say):
-        _start_api_server(layout)
-        _apply(layout, definitions)
-    with _step(", ".join(LOOPS), say):
-        _start_loops(layout)
-    with _step("nodes ready", say):
+    with step(ETCD, say):
+        start_etcd(layout)
+    with step(API_SERVER, say):
+        start_api_server(layout)
+        apply(layout, definitions)
+    with step(", ".join(LOOPS), say):
+        start_loops(layout)
+    with step("nodes ready", say):
         _create_nodes(layout)
     return layout
 
@@ -77,10 +77,10 @@ def stop(state: Path) -> None:
 
 def is_healthy(layout: Layout) -> bool:
     """Tell whether all programs live, the API server is ready and so are the nodes."""
-    if not all(processes.is_running(layout.state, name) for name in PROGRAMS):
+    if not all(processes.is_running(layout.state, name) for name in layout.programs):
         return False
     api = admin_api(layout)
-    return api.is_ready() and _nodes_are_ready(api)
+    return api.is_ready() and nodes_are_ready(api)
 
 
 def admin_api(layout: Layout) -> Api:
@@ -99,11 +99,13 @@ def _layout(state: Path) -> Layout:
     return Layout(state=state, ports=ports, binaries=binaries.build())
 
 
-def _start_etcd(layout: Layout) -> None:
+def start_etcd(layout: Layout) -> None:
+    """Start the store of the API server."""
     processes.start(components.etcd(layout), layout.state)
 
 
-def _start_api_server(layout: Layout) -> None:
+def start_api_server(layout: Layout) -> None:
+    """Start the API server, and write a kubeconfig for everyone once it is ready."""
     processes.start(components.api_server(layout), layout.state)
     api = admin_api(layout)
 
@@ -121,7 +123,8 @@ def _start_api_server(layout: Layout) -> None:
         )
 
 
-def _apply(layout: Layout, files: Sequence[Path]) -> None:
+def apply(layout: Layout, files: Sequence[Path]) -> None:
+    """Apply files as the administrator."""
     if files:
         kubectl = [str(layout.binaries["kubectl"]), f"--kubeconfig={kubeconfig(layout, 'admin')}"]
         named = [word for file in files for word in ("-f", str(file))]
@@ -144,13 +147,14 @@ def _write_kubeconfig(layout: Layout, path: Path, token: str) -> None:
     identities.write_kubeconfig(path, server=layout.server, ca=layout.ca, token=token)
 
 
-def _start_loops(layout: Layout) -> None:
+def start_loops(layout: Layout) -> None:
+    """Start the controllers and return when pods can be created."""
     for program in components.loops(layout):
         processes.start(program, layout.state)
     api = admin_api(layout)
 
     def default_account_exists() -> bool:
-        processes.must_run(layout.state, *PROGRAMS)
+        processes.must_run(layout.state, *layout.programs)
         return api.get("/api/v1/namespaces/default/serviceaccounts/default") is not None
 
     # Without it no pod can be created, and it is the controller manager's first sign of life.
@@ -163,13 +167,13 @@ def _create_nodes(layout: Layout) -> None:
         api.create("/api/v1/nodes", node)
 
     def ready() -> bool:
-        processes.must_run(layout.state, *PROGRAMS)
-        return _nodes_are_ready(api)
+        processes.must_run(layout.state, *layout.programs)
+        return nodes_are_ready(api)
 
     until(ready, within=60, what="nodes ready")
 
 
-def _nodes_are_ready(api: Api) -> bool:
+def nodes_are_ready(api: Api) -> bool:
     """Ready, and free of the taint that keeps pods away from a new node."""
     nodes = (api.get("/api/v1/nodes") or {}).get("items", [])
     return bool(nodes) and all(
@@ -183,7 +187,8 @@ def _nodes_are_ready(api: Api) -> bool:
 
 
 @contextmanager
-def _step(what: str, say: Say) -> Iterator[None]:
+def step(what: str, say: Say) -> Iterator[None]:
+    """Say how long a step took."""
     started = time.monotonic()
     yield
     say(f"{what}: {time.monotonic() - started:.1f} s")

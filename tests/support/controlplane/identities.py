@@ -45,6 +45,10 @@ COMPONENTS = (
     Identity(name="kube-controller-manager", user="system:kube-controller-manager"),
     Identity(name="kube-scheduler", user="system:kube-scheduler"),
     Identity(name="kwok", user="kwok", groups=("system:masters",)),
+    # Of a real node; the name in the user is the node's.
+    Identity(name="kubelet", user="system:node:node-0", groups=("system:nodes",)),
+    Identity(name="kube-proxy", user="system:kube-proxy"),
+    Identity(name="kube-router", user="kube-router", groups=("system:masters",)),
 )
 
 

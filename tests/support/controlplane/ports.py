@@ -1,7 +1,8 @@
 """Choose listening ports below the ephemeral range.
 
 A port from the ephemeral range can be taken by any outgoing connection between the
-choice and the `listen`, so a start would fail now and then.
+choice and the `listen`, so a start would fail now and then. And they stay below the range of
+node ports, which network policies do not close.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-FIRST, LAST = 20_000, 32_767
+FIRST, LAST = 20_000, 29_999
 
 
 def kept_ports(path: Path, *names: str) -> dict[str, int]:

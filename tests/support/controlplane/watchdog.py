@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.support.controlplane import embedded, postgres, processes
+from tests.support.controlplane import cluster, postgres, processes
 from tests.support.controlplane.paths import CHECKOUT
 
 
@@ -30,7 +30,7 @@ def watch_over(state: Path) -> subprocess.Popen[bytes]:
 
 def end_all(state: Path) -> None:
     """End the control plane and PostgreSQL of a state folder, recorded or not."""
-    embedded.stop(state)
+    cluster.stop_own(state)
     postgres.stop(state)
     processes.end_strays(state)
 

@@ -1,0 +1,3 @@
+module botplane.io/controlplane/pause
+
+go 1.26.0
