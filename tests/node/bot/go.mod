@@ -1,0 +1,3 @@
+module botplane.io/tests/bot
+
+go 1.26.0
