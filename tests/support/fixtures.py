@@ -70,7 +70,7 @@ def botplane(control_plane: clusters.Cluster, postgres: servers.Postgres) -> Ite
     installed.start("metering")
     installed.wait_for_leader()
     installed.apply(*PLANS)
-    if control_plane.kind == "embedded":
+    if control_plane.kind in {"embedded", "node"}:
         installed.apply(*standard_volumes())
     yield installed
     installed.stop("operator", "metering")

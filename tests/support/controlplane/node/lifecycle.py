@@ -36,8 +36,7 @@ def start(state: Path, say: Say = quiet, definitions: Sequence[Path] = ()) -> La
     with step("namespaces", say):
         layout = _layout(state, found)
     with step("control plane", say):
-        _start_control_plane(layout, found)
-        embedded.apply(layout, definitions)
+        _start_control_plane(layout, found, definitions)
     with step("node registered", say):
         _start_kubelet(layout, found)
     with step("node ready", say):
@@ -84,7 +83,7 @@ def _layout(state: Path, found: Parts) -> Layout:
     )
 
 
-def _start_control_plane(layout: Layout, found: Parts) -> None:
+def _start_control_plane(layout: Layout, found: Parts, definitions: Sequence[Path]) -> None:
     identities.ensure_tokens(layout.credentials)
     identities.ensure_signing_key(layout.credentials)
     addresses = ("127.0.0.1", ADDRESS, components.FIRST_SERVICE)
@@ -96,6 +95,7 @@ def _start_control_plane(layout: Layout, found: Parts) -> None:
     processes.start(tunnel(TUNNEL, listen=(os.getpid(), api), to=(inside, api)), layout.state)
     embedded.start_etcd(layout)
     embedded.start_api_server(layout)
+    embedded.apply(layout, definitions)
     embedded.start_loops(layout)
 
 
