@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import kopf
+
+from botplane.runtime.lone_kopf import kopf
 
 TOKEN_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 TOKEN_MAX_AGE_SECONDS = 60.0

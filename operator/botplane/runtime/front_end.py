@@ -7,11 +7,10 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import kopf
-
 from botplane.api.labels import GROUP, MANAGED_BY, MANAGED_BY_VALUE
 from botplane.kube.resources import RESOURCES, Manifest
 from botplane.runtime.connection import Connection
+from botplane.runtime.lone_kopf import kopf
 
 SELECTOR = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
 Note = Callable[[str, Manifest], None]
