@@ -11,6 +11,7 @@ import yaml
 from botplane.api.bot_deployment import BotDeploymentSpec
 from botplane.api.plan import PlanSpec
 from botplane.api.tenant import TenantSpec
+from botplane.bots.exposure import Facilities
 from botplane.bots.manifests import Context
 from botplane.bots.policy import Rights
 from botplane.bots.templates import Templates
@@ -21,6 +22,14 @@ TENANT_UID = "11111111-1111-4111-8111-111111111111"
 BOT_UID = "22222222-2222-4222-8222-222222222222"
 MASTER_KEY = b"0123456789abcdef0123456789abcdef"
 REPOSITORY = "sniperforge/bot"
+FACILITIES = Facilities(
+    public_domain="bots.example",
+    ingress_class="nginx",
+    ingress_namespace="ingress-nginx",
+    monitoring_namespace="monitoring",
+    backup_image="registry.example/tools/backup:1",
+    pod_monitors=True,
+)
 
 
 @cache
@@ -106,5 +115,6 @@ def bot_context(spec: BotDeploymentSpec, **more: Any) -> Context:
         "suspended": False,
         "gateway_url": "http://botplane-gateway.botplane-system.svc:8545",
         "master_key": MASTER_KEY,
+        "facilities": FACILITIES,
     }
     return Context(spec=spec, **(values | more))

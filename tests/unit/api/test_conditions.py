@@ -14,7 +14,7 @@ from tests.support import kstatus
 
 NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(minutes=5)
-WORDS = st.from_regex(r"[A-Z][A-Za-z]{1,20}", fullmatch=True)
+WORDS = st.sampled_from(["Accepted", "BillingReady", "Isolated", "QuotaApplied", "Zoned"])
 TEXTS = st.sampled_from(["", "Well", "é" * 1500])
 VERDICTS = st.lists(
     st.builds(Verdict, WORDS, st.sampled_from(ConditionStatus), WORDS, TEXTS),
