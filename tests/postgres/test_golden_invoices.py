@@ -24,6 +24,7 @@ from tests.support.billing import (
     complete_until,
     record_runs,
     record_usage,
+    record_won_and_lost,
 )
 
 CASES = yaml.load(
@@ -54,6 +55,14 @@ def test_invoice_is_right_to_the_last_digit(
         [
             (at(moment), meter, Decimal(quantity))
             for moment, meter, quantity in case.get("usage", [])
+        ],
+    )
+    record_won_and_lost(
+        conn,
+        account.tenant_id,
+        [
+            (at(moment), Decimal(pnl), Decimal(volume))
+            for moment, pnl, volume in case.get("trades", [])
         ],
     )
     now = at(phases[0][0]) + LATER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,12 +14,15 @@ from botplane.errors import Rejected, Retryable
 from botplane.store.migrate import Migration, migrate, migrations
 from tests.support.billing import whole_content
 
-FILES = [
-    "001_create_tenants.sql",
-    "002_create_billing.sql",
-    "003_create_usage.sql",
-    "004_create_deployments.sql",
-]
+FOLDER = Path(__file__).parents[2] / "operator/botplane/store/migrations"
+FILES = sorted(path.name for path in FOLDER.glob("*.sql"))
+
+
+def test_files_are_numbered_each_once() -> None:
+    numbers = [int(name[:3]) for name in FILES]
+
+    assert numbers == sorted(set(numbers))
+    assert [migration.name for migration in migrations()] == FILES
 
 
 def test_second_migration_applies_nothing(database: str) -> None:

@@ -23,6 +23,7 @@ from tests.support.billing import (
     complete_until,
     record_runs,
     record_usage,
+    record_won_and_lost,
 )
 from tests.support.ledger_oracle import Customer, ExpectedLine, expected_lines, period_bounds
 from tests.support.random_usage import END, START, World, a_world
@@ -72,6 +73,14 @@ def _tell(conn: psycopg.Connection[Any], world: World) -> dict[UUID, Customer]:
             conn,
             account.tenant_id,
             [(moment, meter, _as_decimal(quantity)) for moment, meter, quantity in customer.events],
+        )
+        record_won_and_lost(
+            conn,
+            account.tenant_id,
+            [
+                (moment, _as_decimal(profit), _as_decimal(volume))
+                for moment, profit, volume in customer.trades
+            ],
         )
         tenants[account.tenant_id] = customer
     return tenants

@@ -14,6 +14,7 @@ from psycopg import sql
 
 from botplane.api.plan import PlanSpec
 from botplane.billing.pricebook import PriceBook, price_book
+from botplane.billing.trades.store import Recorded, Trade, record_trades
 from botplane.tenants.accounts import TenantAccount
 
 GIB = 2**30
@@ -146,6 +147,26 @@ def record_usage(
             " SET quantity = u.quantity + excluded.quantity, events = u.events + 1",
             rows,
         )
+
+
+def record_won_and_lost(
+    conn: psycopg.Connection[Any],
+    tenant_id: UUID,
+    trades: Iterable[tuple[datetime, Decimal, Decimal]],
+) -> None:
+    """Store trades (closed at, profit or loss, volume) in the tenant's currency."""
+    given = [
+        Trade(
+            tenant_id=tenant_id,
+            trade_id=str(uuid4()),
+            bot_id=None,
+            closed_at=closed_at,
+            pnl=pnl,
+            volume=volume,
+        )
+        for closed_at, pnl, volume in trades
+    ]
+    assert set(record_trades(conn, given, at("2026-01-01"))) <= {Recorded.ACCEPTED}
 
 
 def complete_until(

@@ -37,6 +37,10 @@ class Revision:
     fee: Fraction
     commitment: Fraction
     prices: dict[str, Price]
+    commission: Fraction = Fraction(0)
+    cap_per_trade: Fraction | None = None
+    cap_per_period: Fraction | None = None
+    volume_discounts: list[tuple[Fraction, Fraction]] = field(default_factory=list)
 
 
 @dataclass
@@ -49,6 +53,7 @@ class Customer:
     phases: list[tuple[datetime, datetime | None, str]]
     runs: list[tuple[datetime, datetime, str, int, int]] = field(default_factory=list)
     events: list[tuple[datetime, str, Fraction]] = field(default_factory=list)
+    trades: list[tuple[datetime, Fraction, Fraction]] = field(default_factory=list)
 
 
 Cut = tuple[datetime, datetime, Revision]
@@ -101,12 +106,39 @@ def expected_lines(
                 amount = _amount(price, quantity, share)
                 lines.append(_line(f"usage/{meter}/{stamp}", quantity, amount, customer))
                 usage_minor += lines[-1][3]
+    lines += _commission(customer, cuts, bounds)
     missing = at_decimals(committed, 18) - Fraction(
         usage_minor, 10 ** MINOR_UNITS[customer.currency]
     )
     if missing > 0 and any(revision.commitment for _, _, revision in cuts):
         lines.append(_line("commitment", Fraction(1), missing, customer))
     return sorted(lines)
+
+
+def _commission(
+    customer: Customer, cuts: list[Cut], bounds: tuple[datetime, datetime]
+) -> Iterator[ExpectedLine]:
+    """Go through the trades one by one; the discount is that of the volume of the period."""
+    traded = [trade for trade in customer.trades if bounds[0] <= trade[0] < bounds[1]]
+    volume = sum(trade[2] for trade in traded)
+    for start, end, revision in cuts:
+        discount = Fraction(0)
+        for from_volume, share in sorted(revision.volume_discounts):
+            discount = share if volume >= from_volume else discount
+        total, winners = Fraction(0), 0
+        for closed_at, profit, _ in traded:
+            if not start <= closed_at < end or profit <= 0 or not revision.commission:
+                continue
+            winners += 1
+            share = profit * revision.commission * (1 - discount)
+            cap = revision.cap_per_trade
+            total += share if cap is None else min(share, cap)
+        if revision.cap_per_period is not None:
+            part = Fraction(_seconds(start, end), _seconds(*bounds))
+            total = min(total, revision.cap_per_period * part)
+        if winners:
+            stamp = f"{start:%Y-%m-%dT%H:%M:%SZ}"
+            yield _line(f"commission/{stamp}", Fraction(winners), total, customer)
 
 
 def _line(key: str, quantity: Fraction, amount: Fraction, customer: Customer) -> ExpectedLine:

@@ -61,7 +61,24 @@ def _spec(random: Random, currency: str) -> dict[str, Any]:
         "fee": _decimal(random, 300, digits),
         "minimumCommitment": random.choice(["0", _decimal(random, 40, digits)]),
         "prices": [_price(random, meter, digits) for meter in meters],
+        "commission": _commission(random, digits),
     }
+
+
+def _commission(random: Random, digits: int) -> dict[str, Any]:
+    starts = random.sample(range(1, 9000), random.randrange(4))
+    terms: dict[str, Any] = {
+        "rate": random.choice(["0", "0.10", "0.123456"]),
+        "volumeDiscounts": [
+            {"fromVolume": str(start), "discount": f"0.{random.randrange(10**6):06}"}
+            for start in starts
+        ],
+    }
+    if random.random() < 0.5:
+        terms["capPerTrade"] = _decimal(random, 200, digits)
+    if random.random() < 0.5:
+        terms["capPerPeriod"] = _decimal(random, 500, digits)
+    return terms
 
 
 def _price(random: Random, meter: str, digits: int) -> dict[str, Any]:
@@ -105,7 +122,18 @@ def _revision(spec: dict[str, Any], since: datetime | None) -> Revision:
             )
             for price in spec["prices"]
         },
+        commission=Fraction(spec["commission"]["rate"]),
+        cap_per_trade=_optional(spec["commission"].get("capPerTrade")),
+        cap_per_period=_optional(spec["commission"].get("capPerPeriod")),
+        volume_discounts=[
+            (Fraction(step["fromVolume"]), Fraction(step["discount"]))
+            for step in spec["commission"]["volumeDiscounts"]
+        ],
     )
+
+
+def _optional(amount: str | None) -> Fraction | None:
+    return None if amount is None else Fraction(amount)
 
 
 def _customer(random: Random, world: World) -> Customer:
@@ -136,4 +164,10 @@ def _customer(random: Random, world: World) -> Customer:
         moment = random.choice([near, random.choice(edges), _moment(random, START, END)])
         quantity = Fraction(_decimal(random, 5000, random.choice([0, 6])))
         customer.events.append((moment, random.choice(EVENT_METERS), quantity))
+    for _ in range(random.randrange(8)):
+        near = random.choice(edges) + timedelta(seconds=random.randrange(-1, 2))
+        moment = random.choice([near, _moment(random, START, END)])
+        profit = Fraction(_decimal(random, 3000, random.choice([0, 2, 8]))) - 1000
+        volume = Fraction(random.choice([1, 999, 4000, random.randrange(9000)]))
+        customer.trades.append((moment, profit, volume))
     return customer

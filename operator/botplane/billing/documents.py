@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botplane.billing.invoices import amount_text, document
-from botplane.billing.money import decimal, plain
+from botplane.billing.money import decimal, minor_units, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,6 +114,8 @@ def _line_rows(line: Line, invoice: Invoice) -> list[str]:
         case "commitment":
             least = _grouped(line.detail["minimum"])
             return [_columns(f"Minimum commitment, usage up to {least}", "", "", amount)]
+        case "commission":
+            return _commission_rows(line, invoice, amount)
         case _:
             return _usage_rows(line, invoice, amount)
 
@@ -133,6 +135,24 @@ def _usage_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
         for tier, price in zip(tiers, prices, strict=True):
             rows.append(_columns("", _quantity(meter, decimal(tier["quantity"])), price, ""))
     return rows
+
+
+def _commission_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
+    detail, currency = line.detail, invoice.billed.currency
+    profit = _grouped(plain(round(decimal(detail["profit"]), minor_units(currency))))
+    trades = f"{plain(line.quantity)} won"
+    rows = [_columns("Commission on trades", trades, f"{_percent(detail['rate'])} %", amount)]
+    notes = [f"profit {profit}"]
+    if decimal(detail["discount"]):
+        notes.append(f"volume discount {_percent(detail['discount'])} %")
+    for name, cap in (("trade", "capPerTradeMinor"), ("period", "capPerPeriodMinor")):
+        if detail[cap] is not None:
+            notes.append(f"at most {_grouped(amount_text(detail[cap], currency))} a {name}")
+    return rows + _notes(line, invoice, ", ".join(notes))
+
+
+def _percent(share: str) -> str:
+    return plain(decimal(share) * 100)
 
 
 def _notes(line: Line, invoice: Invoice, exact: str) -> list[str]:

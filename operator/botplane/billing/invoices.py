@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 
+_KINDS = ("subscription", "usage", "commitment", "commission")
+_REVENUE = {"subscription": "revenue_subscription", "commission": "revenue_commission"}
+
+
 class Status(StrEnum):
     """Where an invoice stands; after draft only the status itself can change."""
 
@@ -47,7 +51,7 @@ class Line:
 
     Attributes:
         key: Unique in the invoice, such as `usage/bot_seconds/2026-10-01T00:00:00Z`.
-        kind: subscription, usage or commitment.
+        kind: subscription, usage, commitment or commission.
         quantity: In the unit of the meter; 1 where there is no meter.
         detail: What the price was: plan, version, model, included, tiers.
     """
@@ -133,7 +137,7 @@ def ledger_entries(invoice: Invoice) -> dict[str, int]:
     """Return debits (positive) and credits (negative) in minor units by account; they sum to 0."""
     entries = {"receivable": invoice.total_minor}
     for line in invoice.lines:
-        account = "revenue_subscription" if line.kind == "subscription" else "revenue_usage"
+        account = _REVENUE.get(line.kind, "revenue_usage")
         entries[account] = entries.get(account, 0) - line.amount_minor
     return {account: minor for account, minor in entries.items() if minor}
 
@@ -144,9 +148,8 @@ def amount_text(minor: int, currency: str) -> str:
 
 
 def in_order(lines: Iterable[Line]) -> tuple[Line, ...]:
-    """Return lines as documents list them: subscription, usage, commitment, each by its key."""
-    order = {"subscription": 0, "usage": 1, "commitment": 2}
-    return tuple(sorted(lines, key=lambda line: (order[line.kind], line.key)))
+    """Return lines as documents list them: by kind, then by key."""
+    return tuple(sorted(lines, key=lambda line: (_KINDS.index(line.kind), line.key)))
 
 
 def _line_document(line: Line, currency: str) -> dict[str, Any]:
