@@ -267,6 +267,9 @@ class TenantReconciler:
             bot_repository=self._site.bot_repository,
             backup_image=self._site.backup_image,
             public_domain=self._site.public_domain,
+            bot_repository=self._site.bot_repository,
+            backup_image=self._site.backup_image,
+            public_domain=self._site.public_domain,
         )
 
     def _plan(self, name: str) -> PlanSpec | None:
