@@ -67,6 +67,19 @@ def metering() -> None:
 
 
 @app.command()
+def web(
+    port: Annotated[int, typer.Option(envvar="BOTPLANE_WEB_PORT", help="TCP port.")] = 8090,
+) -> None:
+    """Serve the HTTP API: usage events in, usage and invoices out."""
+    from botplane.telemetry.logs import configure
+    from botplane.web.run import run
+
+    settings = Settings()
+    configure(settings.log_format, settings.log_level)
+    run(settings.database_url, port)
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database schema up to date."""
     from botplane.store.migrate import migrate as apply

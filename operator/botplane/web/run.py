@@ -1,0 +1,140 @@
+"""The web process: where its routes, its queue and Postgres meet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from botplane.clock import utc_now
+from botplane.errors import Rejected, Retryable
+from botplane.metering.events import store as event_store
+from botplane.metering.events.policy import Verdict
+from botplane.metering.events.store import Batch
+from botplane.store.errors import translated_errors
+from botplane.store.pool import open_pool
+from botplane.web import metrics
+from botplane.web.app import Counted, create_app
+from botplane.web.auth import Bearers
+from botplane.web.events import events_router
+from botplane.web.queue import EventQueue
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+CONNECTIONS: Final = 4
+PARTITIONS_SECONDS: Final = 3600.0
+RETRY_SECONDS: Final = 5.0
+MOST_CONNECTIONS: Final = 2000
+DRAIN_SECONDS: Final = 20
+
+
+class Database:
+    """Calls of Postgres in threads, each on a connection of the pool."""
+
+    def __init__(self, database_url: str) -> None:
+        self._pool = open_pool(database_url, max_size=CONNECTIONS)
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what a store function says; blocks.
+
+        Raises:
+            Retryable: Postgres is away.
+        """
+        with translated_errors(), self._pool.connection() as conn:
+            return function(conn, *arguments)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close(timeout=1)
+
+
+class WebProcess:
+    """One web process: any number of them share a database."""
+
+    def __init__(self, database_url: str, clock: Callable[[], datetime]) -> None:
+        self._database = Database(database_url)
+        self._clock = clock
+        self._prepared = False
+        self._queue = EventQueue(self._ingest)
+        bearers = Bearers(lambda *parts: self._database.call(event_store.find_key, *parts))
+        routers = [events_router(bearers, self._queue, clock)]
+        self.app = Counted(create_app(routers, self._beside, self._live, self._ready))
+
+    def _ingest(self, batches: Sequence[Batch]) -> list[list[Verdict]]:
+        return self._database.call(event_store.ingest, batches, self._clock())
+
+    @contextlib.asynccontextmanager
+    async def _beside(self, _app: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._queue.run()), asyncio.create_task(self._make_months())]
+        yield
+        # Every request has its answer by now, so nothing waits in the queue.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._database.close()
+
+    async def _make_months(self) -> None:
+        while True:
+            try:
+                early = await asyncio.to_thread(
+                    self._database.call, event_store.ensure_partitions, self._clock()
+                )
+                metrics.EARLY_ROWS.set(early)
+                self._prepared = True
+            except (Rejected, Retryable) as error:
+                log.warning("Months were not made", reason=error.reason, message=error.message)
+            await asyncio.sleep(PARTITIONS_SECONDS if self._prepared else RETRY_SECONDS)
+
+    def _live(self) -> str | None:
+        return "a transaction does not end" if self._queue.is_stuck() else None
+
+    def _ready(self) -> str | None:
+        return None if self._prepared else "Postgres has not answered yet"
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to `run`: uvicorn would raise them again after a clean end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run(database_url: str, port: int, clock: Callable[[], datetime] = utc_now) -> None:
+    """Serve until SIGTERM, then answer what was taken and return.
+
+    Args:
+        database_url: Postgres, as libpq reads it.
+        port: On all addresses.
+        clock: Current time in UTC.
+    """
+    process = WebProcess(database_url, clock)
+    config = uvicorn.Config(
+        process.app,
+        host="0.0.0.0",  # noqa: S104 - a pod has one address
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    server = _Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    log.info("Serving web", port=port)
+    server.run()
+    log.info("Stopped web")
