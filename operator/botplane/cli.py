@@ -109,6 +109,29 @@ def usage(tenant: TenantName, period: Period = None, output: OutputOption = Outp
     typer.echo(render(bots))
 
 
+@app.command("isolation-check")
+def isolation_check(
+    tenant: Annotated[
+        str | None, typer.Option(help="Tenant to attack from. Default: the first.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Attack your own cluster from a tenant's namespace, by dry runs; exit 1 if anything works.
+
+    Needs a cluster-admin. Nothing is changed, but for a Role and two RoleBindings of users that
+    nobody can sign in as, in the tenant's namespace, removed again at the end.
+    """
+    from botplane.isolation import documents, probe
+    from botplane.isolation.calls import open_api
+
+    with _told():
+        outcomes = probe.check(open_api(), tenant)
+    render = documents.render_json if output is Output.JSON else documents.render_table
+    typer.echo(render(outcomes))
+    if not all(outcome.is_good for outcome in outcomes):
+        raise typer.Exit(1)
+
+
 @billing.command("run")
 def billing_run() -> None:
     """Issue every invoice that is due. Running it again changes nothing."""
