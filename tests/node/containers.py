@@ -24,7 +24,8 @@ SMALL = {
     "requests": {"cpu": "20m", "memory": "32Mi"},
     "limits": {"cpu": "500m", "memory": "64Mi"},
 }
-OPEN, TIMEOUT = "open", "timeout"
+OPEN = "open"
+"""A connection was made; anything else (a timeout, a refusal by a policy) means that it was not."""
 
 
 def import_bot(state: Path) -> None:
@@ -79,6 +80,10 @@ class Containers:
             "image": IMAGES[0],
             "env": [{"name": "LISTEN", "value": listen}],
             "readinessProbe": probe | {"periodSeconds": 1},
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            },
             "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
         }
         body = {
@@ -90,6 +95,13 @@ class Containers:
                 "labels": {"app": name, **(labels or {})},
             },
             "spec": {
+                "securityContext": {
+                    "runAsNonRoot": True,
+                    "runAsUser": 65532,
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                    # Not a privilege where the port counts from 0 for all.
+                    "sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}],
+                },
                 "containers": [container],
                 "volumes": [{"name": "tmp", "emptyDir": {}}],
                 "terminationGracePeriodSeconds": 1,
@@ -148,7 +160,10 @@ class Containers:
             side = (os.getpid(), ("127.0.0.1", to))
             program = tunnel(f"tunnel-{name}", listen=(inside, (address, port)), to=side)
             processes.start(program, self.state)
-        return f"{address}:{port}"
+        target = f"{address}:{port}"
+        is_open = lambda: self.connect_from_node(target)[target] == OPEN  # noqa: E731
+        self.world.eventually(is_open, f"{target} is open")
+        return target
 
     def give_address(self, address: str) -> None:
         """Give the node another address."""
