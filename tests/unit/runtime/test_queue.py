@@ -144,7 +144,27 @@ TestQueue = Queue.TestCase
 TestQueue.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 
 
-async def test_the_first_of_several_delays_counts_and_the_others_do_not_pile_up(
+@pytest.mark.parametrize("delays", [(3, 10), (10, 3), (3, 3)])
+async def test_the_first_of_several_delays_to_end_counts(
+    monkeypatch: pytest.MonkeyPatch, delays: tuple[float, ...]
+) -> None:
+    clock, passes = ManualClock(), Passes()
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
+    queue: WorkQueue[str] = WorkQueue(clock)
+    worker = asyncio.create_task(queue.work(passes.run))
+    for seconds in delays:
+        queue.add_after("bot", seconds)
+
+    clock.now += 3
+    await settled()
+
+    assert passes.started["bot"] == 1
+    passes.end("bot")
+    queue.close()
+    await worker
+
+
+async def test_delays_of_one_key_do_not_pile_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A bot that waits for its Secret asks for a look every three seconds, at the end of each pass.
