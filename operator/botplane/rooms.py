@@ -69,7 +69,14 @@ ISOLATION = (
 class Neighbours:
     """Which objects concern each other."""
 
-    def __init__(self, objects: Objects, children: Children, bot_repository: str) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        children: Children,
+        bot_repository: str,
+        holds: Callable[[str], Iterable[str]],
+    ) -> None:
+        self._holds = holds
         self._objects = objects
         self._children = children
         self._bot_repository = bot_repository
@@ -120,11 +127,13 @@ class Neighbours:
         spec, uid = TenantSpec.model_validate(body["spec"]), body["metadata"]["uid"]
         space = self._children.get(Ref("Namespace", "", namespace))
         labels = spec.configuration.propagate_labels
+        annotations = body["metadata"].get("annotations", {})
+        stopped = tenant_policy.suspensions(spec, annotations, self._holds(uid))
         return TenantView(
             name=key[2],
             uid=uid,
             isolated=space is not None and space.tenant_uid == uid and self._isolated(namespace),
-            suspended=spec.suspend,
+            suspended="; ".join(s.message for s in stopped),
             user_labels={f"user.{lb.GROUP}/{k}": v for k, v in labels.items()},
             rights=self._rights(spec),
         )
@@ -156,6 +165,7 @@ class Postgres:
         self._clock = clock
         self._registered: dict[UUID, str] = {}
         self._published: dict[str, tuple[str, int]] = {}
+        self._holds: dict[str, frozenset[str]] = {}
         self._figures: dict[str, tuple[dict[str, Any] | None, float]] = {}
 
     def close(self) -> None:
@@ -164,7 +174,7 @@ class Postgres:
 
     def accounts(self) -> Accounts:
         """Return the billing accounts, as the tenants' room needs them."""
-        return Accounts(self._register, self._close_tenant, self.usage)
+        return Accounts(self._register, self._close_tenant, self.holds, self.usage)
 
     async def publish(self, book: PriceBook) -> int:
         """Store a price book unless it is the one that was stored last."""
@@ -174,6 +184,10 @@ class Postgres:
             revision = await self._call(billing_store.publish_plan, book, self._clock())
             known = self._published[book.plan] = (content, revision)
         return known[1]
+
+    def holds(self, uid: str) -> frozenset[str]:
+        """Return why a tenant has to be suspended: SpendLimit, PaymentOverdue."""
+        return self._holds.get(uid, frozenset())
 
     def usage(self, uid: str) -> dict[str, Any] | None:
         """Return the rounded usage of a tenant or bot, or None while there is none."""

@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """Namespace of Prometheus, the only one that reaches metrics ports."""
     backup_image: str = "busybox:1.37"
     """Image of backup jobs: sh, tar and coreutils."""
+    purge_seconds: int = 600
+    """How often namespaces of deleted tenants are looked at for the end of their retention."""
     master_key: SecretStr = SecretStr("")
     """Secret that all issued keys derive from, 32 characters or more. Needed by the operator."""
     health_port: int = 8080

@@ -35,6 +35,7 @@ from botplane.runtime.status import StatusWriter
 from botplane.settings import Settings
 from botplane.telemetry import metrics
 from botplane.telemetry.logs import configure
+from botplane.tenants.purge import purge
 from botplane.tenants.reconcile import Site, TenantReconciler
 
 log = structlog.get_logger()
@@ -55,8 +56,10 @@ class Operator:
         self._children = Children()
         self._queue: WorkQueue[Key] = WorkQueue(time.monotonic)
         self._resync = Resync(self._client, self._objects, self._children)
-        self._neighbours = Neighbours(self._objects, self._children, settings.bot_repository)
         self._postgres = Postgres(settings.database_url, utc_now)
+        self._neighbours = Neighbours(
+            self._objects, self._children, settings.bot_repository, self._postgres.holds
+        )
         self._lease = Lease(
             self._client,
             Ref("Lease", settings.namespace, "botplane-operator"),
@@ -140,6 +143,7 @@ class Operator:
                 group.create_task(self._secrets.run(self._tenant_namespaces, self._add)),
                 group.create_task(self._follow_usage()),
                 group.create_task(self._measure()),
+                group.create_task(self._purge()),
             ]
             working = group.create_task(controller.run())
             await self._lease.hold()
@@ -157,10 +161,11 @@ class Operator:
             backup_image=settings.backup_image,
             public_domain=settings.public_domain,
         )
-        tenants = TenantReconciler(self._cluster, self._postgres.accounts(), site)
+        tenants = TenantReconciler(self._cluster, self._postgres.accounts(), site, utc_now)
         around = Surroundings(
             tenant_of=self._neighbours.tenant_of,
             usage=self._postgres.usage,
+            clock=utc_now,
             gateway_url=settings.gateway_url,
             master_key=settings.master_key.get_secret_value().encode(),
             facilities=Facilities(
@@ -231,6 +236,15 @@ class Operator:
             # At many tenants the question itself takes seconds: ask less often.
             took = time.monotonic() - started
             await asyncio.sleep(max(USAGE_SECONDS, 10 * took))
+
+    async def _purge(self) -> None:
+        """Look every now and then for namespaces whose retention is over."""
+        while True:
+            try:
+                await purge(self._cluster, utc_now())
+            except (Rejected, Retryable) as error:
+                log.warning("Nothing was purged", reason=error.reason, message=error.message)
+            await asyncio.sleep(self._settings.purge_seconds)
 
     async def _measure(self) -> None:
         while True:

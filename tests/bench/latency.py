@@ -20,6 +20,7 @@ from botplane.kube.resources import Manifest, Ref, ref_of
 from botplane.tenants import manifests as tenant_manifests
 from botplane.tenants.policy import entitlements
 from tests.bench.client import BenchClient
+from tests.support.declared import FACILITIES
 from tests.support.fixtures import PLANS
 from tests.support.installation import MASTER_KEY, ROOT
 from tests.support.world import a_bot, a_name, a_tenant
@@ -168,7 +169,8 @@ def _tenant_objects(name: str) -> list[Manifest]:
         operator_namespace="botplane-system",
         operator_account="botplane-operator",
     )
-    groups = (tenant_manifests.isolation(context), tenant_manifests.allowances(context))
+    quota = tenant_manifests.resource_quota(context)
+    groups = (tenant_manifests.isolation(context, quota), tenant_manifests.allowances(context))
     made = [tenant_manifests.namespace(context), *groups[0], *groups[1]]
     # Not ours to reconcile: the floor is written beside the operator, not through it.
     return [_unmanaged(manifest) for manifest in made]
@@ -196,6 +198,7 @@ def _bot_objects(tenant: str, name: str) -> list[Manifest]:
         suspended=False,
         gateway_url="http://gateway",
         master_key=MASTER_KEY.encode(),
+        facilities=FACILITIES,
     )
     return [_unmanaged(m) for m in bot_manifests.desired(context, _templates())]
 

@@ -187,7 +187,8 @@ def _wait_for_usage(installed: Installation, since: datetime) -> None:
 
     def metered() -> bool:
         usage = installed.botplane("usage", TENANT, "-o", "json")
-        return sum(bot["running"] for bot in json.loads(usage)) >= wanted
+        running: list[int] = [bot["running"] for bot in json.loads(usage)]
+        return sum(running) >= wanted
 
     def complete() -> bool:
         invoice = installed.botplane("invoice", TENANT, "--period", f"{since:%Y-%m}", "-o", "json")

@@ -82,7 +82,8 @@ def _tenant() -> dict[str, str]:
         operator_namespace="botplane-system",
         operator_account="botplane-operator",
     )
-    closed, opened = tenants.isolation(context), tenants.allowances(context)
+    closed = tenants.isolation(context, tenants.resource_quota(context))
+    opened = tenants.allowances(context)
     return _files([tenants.namespace(context), *closed, *opened])
 
 

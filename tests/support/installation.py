@@ -136,6 +136,7 @@ class Installation:
             "BOTPLANE_IDENTITY": "first",
             "BOTPLANE_LOG_FORMAT": "console",
             "BOTPLANE_MASTER_KEY": MASTER_KEY,
+            "BOTPLANE_PURGE_SECONDS": "2",
             "BOTPLANE_PUBLIC_DOMAIN": "bots.example",
             "BOTPLANE_TEMPLATES_DIR": str(ROOT / "templates" / "k8s"),
         }

@@ -36,6 +36,12 @@ METERING_FINALIZER: Final = f"{GROUP}/metering"
 TENANT_FINALIZER: Final = f"{GROUP}/tenant"
 """On Tenant: bots stop, usage settles and the account closes before the object goes."""
 
+SUSPEND: Final = f"{GROUP}/suspend"
+"""Annotation on a Tenant: an administrator's reason to stop its bots, beside `spec.suspend`."""
+
+RETAIN_UNTIL: Final = f"{GROUP}/retain-until"
+"""Annotation on the namespace of a deleted Tenant: when it may be purged, RFC 3339."""
+
 BOT_CONTAINER: Final = "bot"
 """Name of the container whose running time is the meter `bot_seconds`."""
 

@@ -214,6 +214,9 @@ class PlanSpec(APIModel):
     """RPC service that the plan includes."""
     on_payment_overdue: OnPaymentOverdue = OnPaymentOverdue.SUSPEND
     """What happens to bots when an invoice stays unpaid. Default Suspend."""
+    downgrade_grace_days: Annotated[int, Field(ge=0, le=365)] = 7
+    """Days for which bots beyond this plan go on running after a downgrade; then the newest stop.
+    Default 7."""
     override_ceilings: OverrideCeilings = OverrideCeilings()
     """How far a Tenant may raise limits. Default: not at all."""
     priority_class_name: DNSLabel | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from botplane.api import labels as lb
@@ -13,7 +14,7 @@ from botplane.api.crd import API_VERSION
 from botplane.bots import manifests, policy
 from botplane.bots.backup import backup_name
 from botplane.bots.exposure import Facilities, endpoints, host_of, public_ports
-from botplane.bots.status import Progress, bot_verdicts
+from botplane.bots.status import PLAN_REASONS, Progress, bot_verdicts
 from botplane.bots.templates import Templates
 from botplane.kube.apply import Boundary
 from botplane.kube.errors import NotFoundError
@@ -31,6 +32,7 @@ KINDS = frozenset(
 )  # fmt: skip
 RUNNING_KINDS = frozenset({"Deployment", "HorizontalPodAutoscaler", "CronJob"})
 SECRET_POLL_SECONDS = 3.0
+MOST_WAIT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ class TenantView:
     name: str
     uid: str
     isolated: bool
-    suspended: bool
+    suspended: str
+    """Why the tenant is suspended; empty while it is not."""
     user_labels: dict[str, str]
     rights: policy.Rights | None
     """None while the tenant's plan does not exist."""
@@ -57,6 +60,7 @@ class Surroundings:
     gateway_url: str
     master_key: bytes
     facilities: Facilities
+    clock: Callable[[], datetime]
 
 
 class BotReconciler:
@@ -85,6 +89,9 @@ class BotReconciler:
         progress.workload = self._workload(key)
         progress.changed |= await self._report(body, spec, tenant, progress)
         after = SECRET_POLL_SECONDS if missing else None
+        if progress.deadline is not None and not progress.suspended:
+            left = (progress.deadline - self._around.clock()).total_seconds()
+            after = min(after or MOST_WAIT_SECONDS, max(left, 1.0))
         return Done(changed=progress.changed, retry=progress.retry, after_seconds=after)
 
     def _judge(
@@ -96,7 +103,7 @@ class BotReconciler:
             text = f"Namespace {namespace} is not the namespace of a Tenant; create the bot in one"
             return Progress(findings=[Finding("TenantNotFound", text)], suspended=suspended)
         if tenant.suspended:
-            suspended = f"tenant {tenant.name} is suspended"
+            suspended = f"tenant {tenant.name} is suspended: {tenant.suspended}"
         if tenant.rights is None or not tenant.isolated:
             text = f"Tenant {tenant.name} is not set up yet; kubectl get tenant {tenant.name}"
             return Progress(waiting=Finding("TenantNotReady", text), suspended=suspended)
@@ -106,7 +113,30 @@ class BotReconciler:
             older=self._older(body, tenant.rights),
             public_domain=self._around.facilities.public_domain,
         )
-        return Progress(findings=policy.findings(facts), suspended=suspended)
+        found = policy.findings(facts)
+        deadline = self._deadline(body, found, tenant.rights)
+        if deadline is not None and deadline <= self._around.clock():
+            suspended = suspended or f"beyond the plan since before {deadline:%Y-%m-%d %H:%M} UTC"
+        return Progress(findings=found, suspended=suspended, deadline=deadline)
+
+    def _deadline(
+        self, body: Manifest, found: Sequence[Finding], rights: policy.Rights
+    ) -> datetime | None:
+        """Return until when a bot that runs beyond its plan may go on."""
+        ref = Ref("Deployment", body["metadata"]["namespace"], body["metadata"]["name"])
+        beyond = any(f.reason in PLAN_REASONS for f in found)
+        if not beyond or self._cluster.children.get(ref) is None:
+            return None
+        before = (body.get("status") or {}).get("conditions", ())
+        since = next(
+            (
+                datetime.fromisoformat(c["lastTransitionTime"])
+                for c in before
+                if c["type"] == "WithinPlan" and c["status"] == "False"
+            ),
+            self._around.clock(),
+        )
+        return since + timedelta(days=rights.plan.downgrade_grace_days)
 
     def _older(self, body: Manifest, rights: policy.Rights) -> list[policy.Share]:
         """Return what bots declared before this one claim."""
@@ -204,7 +234,7 @@ class BotReconciler:
             tenant_uid=tenant.uid,
             user_labels=tenant.user_labels,
             rights=tenant.rights,
-            suspended=tenant.suspended or spec.suspend,
+            suspended=bool(tenant.suspended) or spec.suspend,
             gateway_url=self._around.gateway_url,
             master_key=self._around.master_key,
             facilities=self._around.facilities,

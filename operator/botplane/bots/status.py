@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from botplane.api.conditions import Finding, Outcome, Verdict, summarize
@@ -34,6 +35,8 @@ class Progress:
     """Hosts of the public ports."""
     backup_schedule: str = ""
     """When backups are made, or nothing."""
+    deadline: datetime | None = None
+    """Until when a bot that is beyond its plan goes on running."""
     suspended: str = ""
     """Why the bot is suspended, or nothing."""
     changed: bool = False
@@ -75,10 +78,17 @@ def _ready(progress: Progress, workload: Verdict) -> list[Verdict]:
     return summarize(Outcome.READY, "Running", workload.message)
 
 
+def _with_deadline(finding: Finding, progress: Progress) -> Finding:
+    if progress.deadline is None:
+        return finding
+    until = f"{progress.deadline:%Y-%m-%d %H:%M} UTC"
+    return finding._replace(message=f"{finding.message}. What runs now is stopped at {until}")
+
+
 def _within_plan(progress: Progress) -> Verdict:
     for finding in progress.findings:
         if finding.reason in PLAN_REASONS:
-            return Verdict.fails("WithinPlan", finding)
+            return Verdict.fails("WithinPlan", _with_deadline(finding, progress))
     unjudged = [f for f in progress.findings if f.reason == "TenantNotFound"]
     if progress.waiting is not None or unjudged:
         return Verdict.waits("WithinPlan", *(progress.waiting or unjudged[0]))

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from botplane.api.labels import GROUP
 from botplane.kube.drift import canonical, digest
 from botplane.kube.observe import Key
 from botplane.kube.resources import Manifest
@@ -88,6 +89,9 @@ def _seen(body: Manifest) -> Seen:
         "generation": meta.get("generation"),
         "deleting": "deletionTimestamp" in meta,
         "finalizers": meta.get("finalizers"),
+        "annotations": {
+            k: v for k, v in (meta.get("annotations") or {}).items() if k.startswith(GROUP)
+        },
     }
     conditions = (body.get("status") or {}).get("conditions", ())
     ready = next((c["status"] for c in conditions if c["type"] == "Ready"), "Unknown")

@@ -6,12 +6,14 @@ workloads that still run, nor a namespace with its volumes when a CRD is deleted
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from botplane.api import labels as lb
+from botplane.api.conditions import Finding
 from botplane.api.tenant import MemberKind, MemberRole, TenantSpec
+from botplane.api.types import Quantity
 from botplane.kube.resources import Manifest
 from botplane.tenants.policy import Entitlements
 
@@ -69,12 +71,12 @@ def namespace(context: Context) -> Manifest:
     }
 
 
-def isolation(context: Context) -> list[Manifest]:
+def isolation(context: Context, quota: Manifest) -> list[Manifest]:
     """Return what must stand before anything may run: parameters, default-deny, quota, limits."""
     return [
         policy_parameters(context),
         network_policy(context, "default-deny", {"policyTypes": ["Ingress", "Egress"]}),
-        resource_quota(context),
+        quota,
         limit_range(context),
         default_account(context),
     ]
@@ -174,6 +176,35 @@ def resource_quota(context: Context) -> Manifest:
     }
     text = {key: str(value) for key, value in hard.items()}
     return _namespaced(context, "v1", "ResourceQuota", "plan") | {"spec": {"hard": text}}
+
+
+def ratcheted(quota: Manifest, used: Mapping[str, str]) -> Manifest:
+    """Return the quota, nowhere below what is in use: what runs must be able to be replaced.
+
+    A quota of no pods stands as it is: suspended means that nothing may come back.
+
+    Args:
+        quota: The quota as the plan says.
+        used: What the API server counts now, by the same keys.
+    """
+    hard = dict(quota["spec"]["hard"])
+    for key, value in used.items():
+        if key in hard and hard[key] != "0" and Quantity(value).value > Quantity(hard[key]).value:
+            hard[key] = value
+    return quota | {"spec": {"hard": hard}}
+
+
+def quota_excess(quota: Manifest, raised: Manifest) -> Finding | None:
+    """Return what to tell when the quota could not fall to the plan."""
+    before, after = quota["spec"]["hard"], raised["spec"]["hard"]
+    beyond = [f"{key} {after[key]} of {before[key]}" for key in before if after[key] != before[key]]
+    if not beyond:
+        return None
+    return Finding(
+        "QuotaOverPlan",
+        f"In use beyond the plan: {', '.join(sorted(beyond))}. The quota falls as use falls; "
+        "make bots smaller or fewer, or change the plan",
+    )
 
 
 def limit_range(context: Context) -> Manifest:

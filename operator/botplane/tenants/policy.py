@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from botplane.api.conditions import Finding
+from botplane.api.labels import SUSPEND
 from botplane.api.plan import PlanSpec
 from botplane.api.tenant import TenantSpec
+
+ORDER_OF_REASONS = ("User", "Admin", "SpendLimit", "PaymentOverdue")
+MONEY_REASONS = {
+    "SpendLimit": "the spend limit of the billing period is reached; raise spec.billing.spendLimit",
+    "PaymentOverdue": "an invoice is overdue; pay it",
+}
+
+
+class Suspension(NamedTuple):
+    """One reason why a tenant's bots are stopped; they resume when none is left."""
+
+    reason: str
+    message: str
+
+
+def suspensions(
+    spec: TenantSpec, annotations: Mapping[str, str], money: Iterable[str]
+) -> tuple[Suspension, ...]:
+    """Return every reason for which the tenant is suspended, in a fixed order.
+
+    Args:
+        spec: What is declared.
+        annotations: Of the Tenant; an administrator's reason is one.
+        money: The reasons that Postgres gives: SpendLimit, PaymentOverdue.
+    """
+    found = {reason: MONEY_REASONS[reason] for reason in money}
+    if spec.suspend:
+        found["User"] = "spec.suspend is true"
+    if SUSPEND in annotations:
+        found["Admin"] = f"an administrator says: {annotations[SUSPEND][:200]}"
+    return tuple(Suspension(r, found[r]) for r in ORDER_OF_REASONS if r in found)
 
 
 @dataclass(frozen=True, kw_only=True)

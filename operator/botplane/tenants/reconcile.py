@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -16,9 +16,10 @@ from botplane.api.plan import PlanSpec
 from botplane.api.tenant import DeletionProtection, TenantSpec
 from botplane.errors import Rejected, Retryable
 from botplane.kube.apply import Boundary
+from botplane.kube.drift import sealed
 from botplane.kube.errors import NotFoundError
 from botplane.kube.observe import Key
-from botplane.kube.resources import Manifest, Ref
+from botplane.kube.resources import Manifest, Ref, ref_of
 from botplane.runtime.cluster import Cluster
 from botplane.runtime.controller import Done
 from botplane.tenants import manifests, policy
@@ -37,7 +38,7 @@ KINDS = frozenset(
     }
 )
 
-NAMESPACE_CONFLICT_SECONDS = 10.0
+LOOK_AGAIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Accounts:
 
     register: Callable[[TenantAccount], Awaitable[None]]
     close: Callable[[UUID], Awaitable[None]]
+    holds: Callable[[str], Iterable[str]]
+    """Why Postgres wants a Tenant, by its uid, to be suspended: SpendLimit, PaymentOverdue."""
     usage: Callable[[str], dict[str, Any] | None]
     """The rounded usage of a Tenant by its uid, or None while there is none."""
 
@@ -64,7 +67,14 @@ class Site:
 class TenantReconciler:
     """Brings tenants to what they declare."""
 
-    def __init__(self, cluster: Cluster, accounts: Accounts, site: Site) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        accounts: Accounts,
+        site: Site,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._clock = clock
         self._cluster = cluster
         self._accounts = accounts
         self._site = site
@@ -78,7 +88,9 @@ class TenantReconciler:
             return await self._dissolve(body)
         spec = TenantSpec.model_validate(body["spec"])
         plan = self._plan(spec.plan_ref.name)
-        progress = Progress(suspended=spec.suspend)
+        money = self._accounts.holds(body["metadata"]["uid"])
+        annotations = body["metadata"].get("annotations", {})
+        progress = Progress(suspended=policy.suspensions(spec, annotations, money))
         if plan is None:
             plans = [key[2] for key in self._cluster.objects.keys("Plan")]
             progress.blocked = policy.plan_not_found(spec.plan_ref.name, plans)
@@ -87,11 +99,13 @@ class TenantReconciler:
             progress.beyond_plan = policy.plan_findings(spec, plan, bots)
             progress.blocked = next(iter(policy.spec_findings(spec, plan)), None)
         if progress.blocked is None and plan is not None:
-            await self._set_up(body, self._context(body, spec, plan), progress)
+            suspended = bool(progress.suspended)
+            context = self._context(body, spec, plan, suspended=suspended)
+            await self._set_up(body, context, progress)
         progress.changed |= await self._report(body, spec, plan, progress)
         conflict = progress.blocked is not None and progress.blocked.reason == "NamespaceConflict"
-        # A namespace that is not ours is not watched: look again whether it has gone.
-        after = NAMESPACE_CONFLICT_SECONDS if conflict else None
+        # A namespace that is not ours is not watched, nor is what a quota counts.
+        after = LOOK_AGAIN_SECONDS if conflict or progress.quota_excess else None
         return Done(changed=progress.changed, retry=progress.retry, after_seconds=after)
 
     async def _set_up(self, body: Manifest, context: manifests.Context, progress: Progress) -> None:
@@ -111,7 +125,8 @@ class TenantReconciler:
         if first.failed:
             return
         account = asyncio.create_task(self._register(body, context))
-        closed, opened = manifests.isolation(context), manifests.allowances(context)
+        quota = await self._ratcheted(context, progress)
+        closed, opened = manifests.isolation(context, quota), manifests.allowances(context)
         for group in (closed, opened):
             applied = await self._cluster.applier.apply(group, boundary, fresh=fresh)
             progress.failed |= applied.failed
@@ -119,9 +134,23 @@ class TenantReconciler:
         owner = Key("Tenant", "", context.name)
         pruned = await self._cluster.applier.prune(owner, [space, *closed, *opened], boundary)
         progress.changed |= bool(pruned)
-        quota = self._cluster.children.get(Ref("ResourceQuota", context.namespace, "plan"))
-        progress.quota_computed = quota is not None and bool(quota.status.get("computed"))
+        counted = self._cluster.children.get(ref_of(quota))
+        progress.quota_computed = counted is not None and bool(counted.status.get("computed"))
         progress.billing = await account
+
+    async def _ratcheted(self, context: manifests.Context, progress: Progress) -> Manifest:
+        """Return the quota of the plan, or what is in use where that is more."""
+        quota = manifests.resource_quota(context)
+        known = self._cluster.children.get(ref_of(quota))
+        if known is None or self._cluster.children.is_settled(sealed(quota)):
+            return quota
+        try:
+            live = await self._cluster.client.get(ref_of(quota))
+        except NotFoundError:
+            return quota
+        raised = manifests.ratcheted(quota, live.get("status", {}).get("used", {}))
+        progress.quota_excess = manifests.quota_excess(quota, raised)
+        return raised
 
     async def _claim(self, context: manifests.Context) -> bool:
         """Return whether the namespace is still to be created; refuse one that is not ours."""
@@ -188,10 +217,22 @@ class TenantReconciler:
             if not await self._stopped(space.name):
                 return Done(changed=True, after_seconds=1)
             await self._accounts.close(UUID(uid))
-            if spec.deletion.retention_days == 0:
-                await self._cluster.applier.delete(space)
+            await self._retain_or_delete(space, spec.deletion.retention_days)
         await self._cluster.remove_finalizer(body, lb.TENANT_FINALIZER)
         return Done(changed=True)
+
+    async def _retain_or_delete(self, space: Ref, days: int) -> None:
+        """Delete the namespace, or note until when it is kept and take access away."""
+        if days == 0:
+            await self._cluster.applier.delete(space)
+            return
+        until = self._clock() + timedelta(days=days)
+        path = f"/metadata/annotations/{lb.RETAIN_UNTIL.replace('/', '~1')}"
+        note = {"op": "add", "path": path, "value": f"{until:%Y-%m-%dT%H:%M:%SZ}"}
+        await self._cluster.client.json_patch(space, [note])
+        for role in manifests.ROLES:
+            name = f"tenant-{role.value.lower()}s"
+            await self._cluster.applier.delete(Ref("RoleBinding", space.name, name))
 
     async def _stopped(self, namespace: str) -> bool:
         """Delete the bots and return whether all of their pods are settled and gone."""
@@ -212,13 +253,15 @@ class TenantReconciler:
         except NotFoundError:
             self._cluster.objects.forget(key, uid)
 
-    def _context(self, body: Manifest, spec: TenantSpec, plan: PlanSpec) -> manifests.Context:
+    def _context(
+        self, body: Manifest, spec: TenantSpec, plan: PlanSpec, *, suspended: bool
+    ) -> manifests.Context:
         return manifests.Context(
             name=body["metadata"]["name"],
             uid=body["metadata"]["uid"],
             spec=spec,
             rights=policy.entitlements(spec, plan),
-            suspended=spec.suspend,
+            suspended=suspended,
             operator_namespace=self._site.namespace,
             operator_account=self._site.account,
             bot_repository=self._site.bot_repository,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from botplane.api.conditions import Finding, Outcome, Verdict, summarize
 from botplane.errors import Rejected, Retryable
 from botplane.kube.resources import Ref
+from botplane.tenants.policy import Suspension
 
 STEPS: Mapping[str, tuple[str, frozenset[str]]] = {
     "NamespaceReady": ("NamespaceCreated", frozenset({"Namespace"})),
@@ -38,7 +39,9 @@ class Progress:
     billing: Rejected | Retryable | None = None
     quota_computed: bool = True
     beyond_plan: list[Finding] = field(default_factory=list)
-    suspended: bool = False
+    suspended: tuple[Suspension, ...] = ()
+    quota_excess: Finding | None = None
+    """What was in use when the quota would have fallen below it."""
     changed: bool = False
 
     @property
@@ -70,7 +73,8 @@ def _ready(progress: Progress) -> list[Verdict]:
     if wrong:
         return summarize(Outcome.STALLED, *wrong[0])
     if progress.suspended:
-        return summarize(Outcome.READY, "Suspended", "Suspended: bots are stopped, data is kept")
+        text = f"Bots are stopped, data is kept: {_reasons(progress.suspended)}"
+        return summarize(Outcome.READY, "Suspended", text)
     return summarize(Outcome.READY, "Provisioned", "Everything is set up as the plan says")
 
 
@@ -97,9 +101,15 @@ def _billing(progress: Progress) -> Verdict:
     return Verdict.holds("BillingReady", "AccountOpen", DONE["BillingReady"])
 
 
+def _reasons(suspensions: Iterable[Suspension]) -> str:
+    return "; ".join(s.message for s in suspensions)
+
+
 def _within_plan(progress: Progress) -> Verdict:
     if progress.beyond_plan:
         return Verdict.fails("WithinPlan", progress.beyond_plan[0])
+    if progress.quota_excess is not None:
+        return Verdict.fails("WithinPlan", progress.quota_excess)
     if progress.blocked is not None:
         return Verdict.waits("WithinPlan", *progress.blocked)
     return Verdict.holds("WithinPlan", "WithinPlan", "Within the limits of the plan")
@@ -107,6 +117,7 @@ def _within_plan(progress: Progress) -> Verdict:
 
 def _suspended(progress: Progress) -> Verdict:
     if progress.suspended:
-        return Verdict.holds("Suspended", "User", "spec.suspend is true")
+        first = progress.suspended[0].reason
+        return Verdict.holds("Suspended", first, _reasons(progress.suspended))
     finding = Finding("NotSuspended", "Nothing asks for a suspension")
     return Verdict.fails("Suspended", finding)

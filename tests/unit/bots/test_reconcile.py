@@ -33,7 +33,7 @@ ACME = TenantView(
     name="acme",
     uid=TENANT_UID,
     isolated=True,
-    suspended=False,
+    suspended="",
     user_labels={},
     rights=rights_of(a_plan()),
 )
@@ -56,6 +56,7 @@ class World:
             "http://gateway",
             MASTER_KEY,
             FACILITIES,
+            lambda: NOON,
         )
         self._reconcile = BotReconciler(self.cluster, TEMPLATES, around)
 
@@ -129,20 +130,22 @@ async def test_a_bot_with_a_missing_secret_waits_for_it_by_itself(served: Served
 
 
 def suspend_the_tenant(world: World) -> None:
-    world.tenant = replace(ACME, suspended=True)
+    world.tenant = replace(ACME, suspended="spec.suspend is true")
 
 
 def suspend_a_tenant_without_plan(world: World) -> None:
-    world.tenant = replace(ACME, suspended=True, rights=None)
+    world.tenant = replace(ACME, suspended="spec.suspend is true", rights=None)
 
 
 def suspend_after_a_secret_was_lost(world: World) -> None:
-    world.tenant = replace(ACME, suspended=True)
+    world.tenant = replace(ACME, suspended="spec.suspend is true")
     world.declare(walletKeysSecretRef={"name": "gone"})
 
 
 def suspend_beyond_the_plan(world: World) -> None:
-    world.tenant = replace(ACME, suspended=True, rights=rights_of(a_plan(maxBots=0)))
+    world.tenant = replace(
+        ACME, suspended="spec.suspend is true", rights=rights_of(a_plan(maxBots=0))
+    )
 
 
 def suspend_the_bot_with_an_image_that_is_not_allowed(world: World) -> None:

@@ -36,7 +36,11 @@ def context(spec: TenantSpec, *, suspended: bool = False, **plan: Any) -> manife
 
 
 def everything(of: manifests.Context) -> list[Manifest]:
-    return [manifests.namespace(of), *manifests.isolation(of), *manifests.allowances(of)]
+    return [
+        manifests.namespace(of),
+        *manifests.isolation(of, manifests.resource_quota(of)),
+        *manifests.allowances(of),
+    ]
 
 
 def found(all_: list[Manifest], kind: str, name: str) -> Manifest:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from botplane.api.conditions import Finding, merge
 from botplane.errors import Rejected, Retryable
 from botplane.kube.resources import Ref
+from botplane.tenants.policy import Suspension
 from botplane.tenants.status import Progress, tenant_verdicts
 from tests.support import kstatus
 
@@ -24,6 +25,7 @@ NO_PLAN = Finding("PlanNotFound", 'Plan "gold" does not exist')
 TOO_MANY = Finding("BotLimitReached", "11 bots are declared and 10 are allowed")
 TOO_HIGH = Finding("OverrideNotAllowed", "spec.overrides.maxBots is 99")
 LATER, NEVER = Retryable("APIServerError", "later"), Rejected("Conflict", "exists")
+BY_USER = Suspension("User", "spec.suspend is true")
 SPACE = Ref("Namespace", "", "tenant-acme")
 
 
@@ -43,7 +45,7 @@ def tools_see(progress: Progress) -> str:
 
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "all is well": ({}, "Current", "Provisioned"),
-    "suspended": ({"suspended": True}, "Current", "Suspended"),
+    "suspended": ({"suspended": (BY_USER,)}, "Current", "Suspended"),
     "no plan": ({"blocked": NO_PLAN}, "Failed", "PlanNotFound"),
     "more bots than allowed fails the bots, not the tenant": (
         {"beyond_plan": [TOO_MANY]}, "Current", "Provisioned",
@@ -78,7 +80,7 @@ PROGRESS = st.builds(
     billing=st.none() | ERRORS,
     quota_computed=st.booleans(),
     beyond_plan=st.lists(st.sampled_from([TOO_MANY, TOO_HIGH]), max_size=2),
-    suspended=st.booleans(),
+    suspended=st.sampled_from([(), (BY_USER,)]),
 )
 
 

@@ -1,0 +1,53 @@
+"""The end of retention: namespaces of deleted tenants go when their time has come. The shell."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import structlog
+
+from botplane.api import labels as lb
+from botplane.kube.errors import ConflictError, NotFoundError
+from botplane.kube.resources import Manifest, Ref
+from botplane.runtime.cluster import Cluster
+
+log = structlog.get_logger()
+
+
+def is_due(namespace: Manifest, tenants: frozenset[str], now: datetime) -> bool:
+    """Return whether a namespace is kept for a tenant that is gone, and no longer than now.
+
+    Args:
+        namespace: As listed.
+        tenants: Uids of all tenants that exist.
+        now: Time of the decision.
+    """
+    meta = namespace["metadata"]
+    until = meta.get("annotations", {}).get(lb.RETAIN_UNTIL, "")
+    if meta.get("labels", {}).get(lb.TENANT_UID) in tenants or "deletionTimestamp" in meta:
+        return False
+    try:
+        return bool(until) and datetime.fromisoformat(until) <= now
+    except (ValueError, TypeError):
+        log.warning("Retention was not understood", namespace=meta["name"], until=until)
+        return False
+
+
+async def purge(cluster: Cluster, now: datetime) -> list[str]:
+    """Delete the namespaces whose retention is over and return their names."""
+    listed = await cluster.client.list(
+        "Namespace", selector=f"{lb.MANAGED_BY}={lb.MANAGED_BY_VALUE}", metadata_only=True
+    )
+    tenants = frozenset(cluster.objects.uid(key) for key in cluster.objects.keys("Tenant"))
+    purged = []
+    for namespace in listed:
+        if not is_due(namespace, tenants, now):
+            continue
+        name = namespace["metadata"]["name"]
+        try:
+            await cluster.client.delete(Ref("Namespace", "", name), namespace["metadata"]["uid"])
+        except (NotFoundError, ConflictError):
+            continue
+        log.info("Purged namespace", namespace=name)
+        purged.append(name)
+    return purged

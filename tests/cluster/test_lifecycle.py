@@ -1,0 +1,148 @@
+"""Suspension as a set of reasons, plan changes that kill nothing, retention that ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.support.world import (
+    World,
+    a_bot,
+    a_name,
+    a_plan,
+    a_tenant,
+    bot_key,
+    condition,
+    tenant_key,
+)
+
+SMALL = {"cpu": "1", "memory": "2Gi"}
+LARGE = {"cpu": "8", "memory": "16Gi"}
+ADMIN = "botplane.io/suspend"
+
+
+def test_a_tenant_resumes_only_when_the_last_reason_is_gone(world: World) -> None:
+    tenant = world.tenant()
+    world.create(a_bot(tenant, replicas=3))
+    world.wait_for(bot_key(tenant), "Ready", "Running")
+    _annotate(world, tenant, "abuse report 17")
+    world.wait_for(tenant_key(tenant), "Suspended", "Admin")
+    world.patch(*tenant_key(tenant), {"spec": {"suspend": True}})
+    body = world.wait_for(tenant_key(tenant), "Suspended", "User")
+    assert "abuse report 17" in condition(body, "Suspended")[2]
+
+    world.patch(*tenant_key(tenant), {"spec": {"suspend": False}})
+
+    body = world.wait_for(tenant_key(tenant), "Suspended", "Admin")
+    assert _replicas(world, tenant) == 0
+    _annotate(world, tenant, None)
+    world.wait_for(bot_key(tenant), "Ready", "Running")
+    assert _replicas(world, tenant) == 3
+
+
+def test_nothing_brings_a_pod_back_into_a_suspended_tenant(world: World) -> None:
+    tenant = world.tenant()
+    world.create(a_bot(tenant))
+    world.wait_for(bot_key(tenant), "Ready", "Running")
+    world.patch(*tenant_key(tenant), {"spec": {"suspend": True}})
+    world.eventually(lambda: not world.list("Pod", f"tenant-{tenant}"), "no pod is left", 30)
+
+    world.patch("Deployment", f"tenant-{tenant}", "bot", {"spec": {"replicas": 2}})
+
+    world.eventually(lambda: _replicas(world, tenant) == 0, "the scale is taken back")
+    assert world.list("Pod", f"tenant-{tenant}") == []
+
+
+def test_a_downgrade_kills_nothing_and_lets_nothing_grow(world: World) -> None:
+    large, small = a_name("large"), a_name("small")
+    world.create(a_plan(large, quota=LARGE))
+    world.create(a_plan(small, quota=SMALL))
+    tenant = world.tenant(planRef={"name": large})
+    size = {"requests": {"cpu": "1", "memory": "512Mi"}}
+    world.bot(tenant, "one", resources=size)
+    world.bot(tenant, "two", resources=size)
+    world.eventually(lambda: _used(world, tenant) == "2", "both are counted")
+
+    world.patch(*tenant_key(tenant), {"spec": {"planRef": {"name": small}}})
+
+    body = world.wait_for(bot_key(tenant, "two"), "WithinPlan", "QuotaExceeded")
+    assert "stopped at" in condition(body, "WithinPlan")[2]
+    body = world.wait_for(tenant_key(tenant), "WithinPlan", "QuotaOverPlan")
+    assert "requests.cpu 2 of 1" in condition(body, "WithinPlan")[2]
+    assert _hard(world, tenant) == "2"
+    running = {p["metadata"]["labels"]["botplane.io/bot"] for p in _running(world, tenant)}
+    assert running == {"one", "two"}
+
+    world.delete(*bot_key(tenant, "two"))
+
+    world.eventually(lambda: _hard(world, tenant) == "1", "the quota falls with use", 40)
+    world.wait_for(tenant_key(tenant), "WithinPlan", "True")
+
+
+def test_at_the_deadline_the_newest_bot_is_stopped(world: World) -> None:
+    large, small = a_name("large"), a_name("small")
+    world.create(a_plan(large, maxBots=2))
+    world.create(a_plan(small, maxBots=1, downgradeGraceDays=0))
+    tenant = world.tenant(planRef={"name": large})
+    world.bot(tenant, "one")
+    world.bot(tenant, "two")
+
+    world.patch(*tenant_key(tenant), {"spec": {"planRef": {"name": small}}})
+
+    def left() -> set[str]:
+        return {p["metadata"]["labels"]["botplane.io/bot"] for p in _running(world, tenant)}
+
+    world.eventually(lambda: left() == {"one"}, "only the oldest runs", 30)
+    world.patch(*tenant_key(tenant), {"spec": {"planRef": {"name": large}}})
+    world.wait_for(bot_key(tenant, "two"), "Ready", "Running")
+
+
+def test_a_deleted_tenants_namespace_is_kept_and_its_name_is_not_free(world: World) -> None:
+    tenant = world.tenant(
+        deletion={"protection": "Disabled", "retentionDays": 30},
+        members=[{"kind": "User", "name": "ana", "role": "Operator"}],
+    )
+    namespace = f"tenant-{tenant}"
+    secret = {"apiVersion": "v1", "kind": "Secret", "stringData": {"key": "k"}}
+    world.create(secret | {"metadata": {"name": "wallet", "namespace": namespace}})
+
+    world.delete(*tenant_key(tenant))
+
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+    assert world.read("Secret", namespace, "wallet") is not None
+    assert world.read("RoleBinding", namespace, "tenant-operators") is None
+    assert world.read("NetworkPolicy", namespace, "default-deny") is not None
+    world.create(a_tenant(tenant))
+    world.wait_for(tenant_key(tenant), "Ready", "NamespaceConflict")
+
+    note = {"metadata": {"annotations": {"botplane.io/retain-until": "2020-01-01T00:00:00Z"}}}
+    world.patch("Namespace", "", namespace, note)
+
+    # The new tenant of the same name gets a namespace of its own once the old one is purged.
+    world.wait_for(tenant_key(tenant), "Ready", "True", within=60)
+    assert world.read("Secret", namespace, "wallet") is None
+
+
+def _annotate(world: World, tenant: str, text: str | None) -> None:
+    world.patch(*tenant_key(tenant), {"metadata": {"annotations": {ADMIN: text}}})
+
+
+def _replicas(world: World, tenant: str) -> int:
+    deployment = world.read("Deployment", f"tenant-{tenant}", "bot")
+    return -1 if deployment is None else int(deployment["spec"]["replicas"])
+
+
+def _quota(world: World, tenant: str) -> dict[str, Any]:
+    return world.read("ResourceQuota", f"tenant-{tenant}", "plan") or {}
+
+
+def _hard(world: World, tenant: str) -> str:
+    return str(_quota(world, tenant)["spec"]["hard"]["requests.cpu"])
+
+
+def _used(world: World, tenant: str) -> str:
+    return str(_quota(world, tenant)["status"]["used"]["requests.cpu"])
+
+
+def _running(world: World, tenant: str) -> list[dict[str, Any]]:
+    pods = world.list("Pod", f"tenant-{tenant}")
+    return [p for p in pods if p["status"]["phase"] == "Running"]
