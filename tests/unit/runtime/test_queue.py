@@ -174,16 +174,17 @@ async def test_delays_of_one_key_do_not_pile_up(
     worker = asyncio.create_task(queue.work(passes.run))
     for _ in range(5):
         queue.add_after("bot", 3)
-        clock.now += 0.1
+        clock.now += 0.125
 
-    for _ in range(5):
-        clock.now += 3
+    for _ in range(100):
+        clock.now += 0.125
         await settled()
         if "bot" in passes.running:
             passes.end("bot")
             await settled()
+            queue.add_after("bot", 3)
 
-    assert passes.started["bot"] == 1
+    assert passes.started["bot"] <= 4
     queue.close()
     await worker
 
