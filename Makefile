@@ -56,12 +56,14 @@ bench: setup ## Measure, side by side with the floor of the same run
 
 .PHONY: generate
 generate: setup ## Write the generated files
-	@$(BIN)/python -m botplane.api.generate crds
+	@$(BIN)/python -m botplane.api.generate .
 
 .PHONY: verify
 verify: setup ## Fail when a generated file is not current
-	@tmp=$$(mktemp -d) && trap 'rm -rf '$$tmp EXIT && $(BIN)/python -m botplane.api.generate $$tmp > /dev/null && \
-		diff -ru crds $$tmp || { echo 'run `make generate`'; exit 1; }
+	@tmp=$$(mktemp -d) && trap 'rm -rf '$$tmp EXIT && \
+		$(BIN)/python -m botplane.api.generate $$tmp > /dev/null && \
+		diff -ru crds $$tmp/crds && diff -ru docs/reference $$tmp/docs/reference || \
+		{ echo 'run `make generate`'; exit 1; }
 
 .PHONY: format
 format: setup ## Format the code

@@ -1,0 +1,185 @@
+"""Every reason that a condition or an event can have, and what to do about it.
+
+The list is closed: a test compares it with the code, and the reference page is made from it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Reason(NamedTuple):
+    """What a reason stands for."""
+
+    meaning: str
+    action: str = ""
+    """What to do; empty when there is nothing to do."""
+
+
+READY_REASONS: Final = frozenset({"Provisioned", "Running", "Published", "Suspended"})
+"""Reasons of Ready=True: their events are of type Normal."""
+
+REASONS: Final[dict[str, Reason]] = {
+    "APIServerError": Reason("The API server answered with an error.", "It is tried again."),
+    "APIServerUnavailable": Reason("The API server did not answer.", "It is tried again."),
+    "AccessGranted": Reason("Members are bound to their roles."),
+    "AccountOpen": Reason("The billing account is open."),
+    "Admin": Reason(
+        "An administrator suspends the tenant.", "Remove the annotation `botplane.io/suspend`."
+    ),
+    "AmountTooPrecise": Reason(
+        "An amount has more decimals than its currency.", "Round it in the plan."
+    ),
+    "BillingTermsFixed": Reason(
+        "Currency, time zone or anchor day of a tenant changed.",
+        "Restore them, or create a new tenant.",
+    ),
+    "BotLimitReached": Reason(
+        "The plan allows fewer bots; the newest do not run.", "Delete bots or change the plan."
+    ),
+    "BotTooLarge": Reason(
+        "A replica or volume is larger than the plan allows.", "Make it smaller."
+    ),
+    "ConfigurationReady": Reason("Configuration and secrets are in place."),
+    "ConfigurationTooLarge": Reason(
+        "`spec.runtimeConfig` is over 64 KiB.", "Put large data on the bot's volume."
+    ),
+    "Conflict": Reason(
+        "An object of the same name was made for something else; it was not touched.",
+        "Delete it or choose another name.",
+    ),
+    "CurrencyFixed": Reason("The currency of a published plan changed.", "Create another plan."),
+    "CurrencyMismatch": Reason(
+        "Tenant and plan have different currencies.", "Choose a plan in the tenant's currency."
+    ),
+    "CurrencyUnknown": Reason("The currency is not known.", "Use an ISO 4217 code."),
+    "DatabaseBusy": Reason("Another writer held the rows.", "It is tried again."),
+    "DatabaseUnavailable": Reason(
+        "Postgres did not answer.", "It is tried again; look at the database when it lasts."
+    ),
+    "Exposed": Reason("Public ports are reached at their hosts."),
+    "Forbidden": Reason(
+        "The API server refused a write of botplane.",
+        "It is tried again; when it lasts, compare roles and policies with `manifests/install`.",
+    ),
+    "ImageNotAllowed": Reason(
+        "The image is not from a registry of the plan.", "Push it there, or ask for the registry."
+    ),
+    "InternalError": Reason("botplane met a bug.", "Look at the operator's log and report it."),
+    "InvalidObject": Reason("The API server found an object invalid.", "Change what it names."),
+    "Isolated": Reason("Traffic is denied by default and allowed by rule."),
+    "KindNotServed": Reason("The API server does not know a kind.", "Install its definition."),
+    "MeterUnknown": Reason("A price is for an unknown meter.", "Use one of the listed meters."),
+    "NameInUse": Reason(
+        "An open tenant of another uid has this name.", "Close it or choose another name."
+    ),
+    "NamespaceConflict": Reason(
+        "The tenant's namespace exists and is not its own; nothing in it was touched.",
+        "Delete it, wait for the end of its retention, or choose another name.",
+    ),
+    "NamespaceCreated": Reason("The namespace exists and enforces Pod Security restricted."),
+    "NamespaceInUse": Reason("An open tenant has this namespace.", "Choose another name."),
+    "NamespaceMissing": Reason("The namespace is gone.", "It is made again."),
+    "NamespaceNotReady": Reason("Waits for the namespace."),
+    "NamespaceTerminating": Reason("The namespace is being deleted."),
+    "NoPublicDomain": Reason(
+        "A port is Public and the installation has no public domain.",
+        "Set exposure to Cluster, or set `BOTPLANE_PUBLIC_DOMAIN`.",
+    ),
+    "NotApplied": Reason("Waits for the other conditions."),
+    "NotRequested": Reason("Nothing asks for it."),
+    "NotSuspended": Reason("Nothing asks for a suspension."),
+    "ObjectTerminating": Reason("An object is being deleted and will be made again."),
+    "OverrideNotAllowed": Reason(
+        "An override is above the plan's ceiling; the ceiling is used.", "Lower it."
+    ),
+    "PaymentOverdue": Reason("An invoice is overdue.", "Pay it; bots resume by themselves."),
+    "PlanJustPublished": Reason("Prices changed twice in a second.", "It is tried again."),
+    "PlanNotFound": Reason("The plan does not exist.", "Create it or name another one."),
+    "PlanNotPublished": Reason("The plan's prices are not published yet.", "It is tried again."),
+    "PodsNotCreated": Reason(
+        "Kubernetes refuses to create the pods.", "The message has its words."
+    ),
+    "PodsNotReady": Reason("The pods do not become ready.", "Look at `kubectl describe pod`."),
+    "PodsReady": Reason("All replicas are ready."),
+    "PodsStarting": Reason("Replicas are starting."),
+    "PriceInvalid": Reason("A price cannot be right.", "Change what the message names."),
+    "Provisioned": Reason("Everything is set up as the plan says."),
+    "Published": Reason("The prices are in force."),
+    "QuotaApplied": Reason("Quota and limits are those of the plan."),
+    "QuotaExceeded": Reason(
+        "The tenant's quota has no room for it.",
+        "Lower resources or replicas, or change the plan.",
+    ),
+    "QuotaNotComputed": Reason("Kubernetes has not computed the quota's use yet."),
+    "QuotaOverPlan": Reason(
+        "More is in use than the plan allows; the quota falls as use falls.",
+        "Make bots smaller or fewer, or change the plan.",
+    ),
+    "RegistryNotAllowed": Reason(
+        "A registry of the tenant is not one of the plan.", "Remove it or ask for it."
+    ),
+    "ReplicaLimitReached": Reason("More replicas than the plan allows.", "Lower them."),
+    "RequestAboveLimit": Reason("A request is above its limit.", "Lower it or raise the limit."),
+    "Running": Reason("The bot runs as declared."),
+    "Scheduled": Reason("Backups are made by schedule."),
+    "SecretNotFound": Reason(
+        "A Secret that the bot names does not exist.", "Create it in the bot's namespace."
+    ),
+    "SpendLimit": Reason(
+        "The spend limit of the billing period is reached.", "Raise it, or wait for the next one."
+    ),
+    "StorageClassNotAllowed": Reason(
+        "The StorageClass is not one of the plan.", "Name one of the listed classes."
+    ),
+    "Suspended": Reason("Bots are stopped, data is kept.", "The condition Suspended says why."),
+    "TenantClosed": Reason("The billing account was closed.", "Create a new tenant."),
+    "TenantNotFound": Reason(
+        "The namespace is not that of a tenant.", "Create the bot in a tenant's namespace."
+    ),
+    "TenantNotReady": Reason("The tenant is not set up yet.", "`kubectl get tenant` says why."),
+    "TimeZoneUnknown": Reason("Postgres does not know the time zone.", "Use an IANA name."),
+    "UnknownTimeZone": Reason("The time zone is not known.", "Use an IANA name."),
+    "User": Reason("`spec.suspend` is true.", "Set it to false."),
+    "WithinPlan": Reason("Within the limits of the plan."),
+    "WriteConflict": Reason("An object changed while it was written.", "It is tried again."),
+}
+
+
+def reasons_page() -> str:
+    """Return the reference page of reasons, as Markdown."""
+    rows = [f"| `{name}` | {r.meaning} | {r.action} |" for name, r in sorted(REASONS.items())]
+    return "\n".join(
+        [
+            "# Reasons",
+            "",
+            "The same words stand in the condition, the event and the operator's log.",
+            "",
+            "| reason | meaning | what to do |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def events_page() -> str:
+    """Return the reference page of events, as Markdown."""
+    rows = [
+        f"| `{name}` | {'Normal' if name in READY_REASONS else 'Warning'} | {REASONS[name].meaning} |"
+        for name in sorted(REASONS)
+    ]
+    return "\n".join(
+        [
+            "# Events",
+            "",
+            "An event is posted when `Ready` of a Tenant, BotDeployment or Plan changes its status or "
+            "reason, and at no other time. Events of cluster-scoped kinds are in the namespace "
+            "`default`.",
+            "",
+            "| reason | type | meaning |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
