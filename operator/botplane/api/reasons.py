@@ -19,6 +19,16 @@ class Reason(NamedTuple):
 READY_REASONS: Final = frozenset({"Provisioned", "Running", "Published", "Suspended"})
 """Reasons of Ready=True: their events are of type Normal."""
 
+DETAILS: Final = frozenset(
+    {
+        "AccessGranted", "AccountOpen", "Admin", "ConfigurationReady", "Exposed", "Isolated",
+        "NamespaceCreated", "NamespaceNotReady", "NotApplied", "NotRequested", "NotSuspended",
+        "PaymentOverdue", "PodsReady", "QuotaApplied", "QuotaOverPlan", "Scheduled", "SpendLimit",
+        "User", "WithinPlan",
+    }
+)  # fmt: skip
+"""Reasons of detailed conditions only: Ready never has them, so no event does."""
+
 REASONS: Final[dict[str, Reason]] = {
     "APIServerError": Reason("The API server answered with an error.", "It is tried again."),
     "APIServerUnavailable": Reason("The API server did not answer.", "It is tried again."),
@@ -165,21 +175,13 @@ def reasons_page() -> str:
 
 def events_page() -> str:
     """Return the reference page of events, as Markdown."""
-    rows = [
-        f"| `{name}` | {'Normal' if name in READY_REASONS else 'Warning'} | {REASONS[name].meaning} |"
-        for name in sorted(REASONS)
-    ]
-    return "\n".join(
-        [
-            "# Events",
-            "",
-            "An event is posted when `Ready` of a Tenant, BotDeployment or Plan changes its status or "
-            "reason, and at no other time. Events of cluster-scoped kinds are in the namespace "
-            "`default`.",
-            "",
-            "| reason | type | meaning |",
-            "|---|---|---|",
-            *rows,
-            "",
-        ]
+    names = sorted(set(REASONS) - DETAILS)
+    types = {name: "Normal" if name in READY_REASONS else "Warning" for name in names}
+    about = (
+        "An event is posted when `Ready` of a Tenant, BotDeployment or Plan changes its status or\n"
+        "reason, and at no other time. Events of cluster-scoped kinds are in the namespace\n"
+        "`default`."
     )
+    rows = [f"| `{name}` | {types[name]} | {REASONS[name].meaning} |" for name in names]
+    head = ["# Events", "", about, "", "| reason | type | meaning |", "|---|---|---|"]
+    return "\n".join([*head, *rows, ""])

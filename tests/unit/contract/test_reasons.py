@@ -53,6 +53,5 @@ def _name(func: ast.expr) -> str:
 def _words(call: ast.Call) -> Iterator[str]:
     for argument in call.args:
         value = getattr(argument, "value", None)
-        if isinstance(argument, ast.Constant) and isinstance(value, str) and value.isalpha():
-            if value[0].isupper() and len(value) > 3:
-                yield value
+        if isinstance(value, str) and value.isalpha() and value[0].isupper() and len(value) > 3:
+            yield value
