@@ -145,6 +145,21 @@ def billing_run() -> None:
         raise typer.Exit(1)
 
 
+@app.command("plan-preview")
+def plan_preview(
+    tenant: TenantName, plan: Annotated[str, typer.Argument(help="Name of the Plan.")]
+) -> None:
+    """Show which bots of a tenant would break another plan, before it is changed."""
+    from botplane.preview import preview
+
+    with _told():
+        rows = asyncio.run(preview(tenant, plan, Settings()))
+    for subject, finding in rows:
+        typer.echo(f"{subject:<24} {finding.reason:<24} {finding.message}")
+    if not rows:
+        typer.echo(f"Tenant {tenant} fits into plan {plan} as it is.")
+
+
 def _ask(question: Callable[[Connection[Any], Any], T]) -> T:
     """Put a question to Postgres with one connection and the present time."""
     from botplane.store.errors import translated_errors

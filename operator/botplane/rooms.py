@@ -20,12 +20,15 @@ from botplane.billing.pricebook import PriceBook
 from botplane.bots.policy import Rights
 from botplane.bots.reconcile import TenantView
 from botplane.errors import Rejected, Retryable
+from botplane.kube.client import KubeClient
 from botplane.kube.drift import digest
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Ref
 from botplane.runtime.objects import Objects
 from botplane.store.errors import translated_errors
 from botplane.store.pool import open_pool
+from botplane.telemetry import metrics
+from botplane.tenants import capacity
 from botplane.tenants import policy as tenant_policy
 from botplane.tenants import store as tenant_store
 from botplane.tenants.accounts import TenantAccount
@@ -155,6 +158,46 @@ class Neighbours:
             image_registries=granted.image_registries,
             bot_repository=self._bot_repository,
         )
+
+
+class Commitments:
+    """What plans promise, beside what the nodes can give."""
+
+    def __init__(self, client: KubeClient, objects: Objects) -> None:
+        self._client = client
+        self._objects = objects
+        self._beyond: frozenset[str] = frozenset()
+
+    def lacks_room_for(self, uid: str) -> bool:
+        """Return whether a tenant does not fit beside the older ones, as counted last."""
+        return uid in self._beyond
+
+    async def refresh(self) -> frozenset[str]:
+        """Count again; return the uids of the tenants for which the answer has changed."""
+        nodes = capacity.capacity_of(await self._client.list("Node"))
+        claims = list(self._claims())
+        total = capacity.committed(claims)
+        for resource, promised, there in (
+            ("cpu", total.cpu, nodes.cpu),
+            ("memory", total.memory, nodes.memory),
+        ):
+            if there:
+                metrics.COMMITTED.labels(resource).set(float(promised / there))
+        before, self._beyond = self._beyond, capacity.beyond(claims, nodes)
+        return before ^ self._beyond
+
+    def _claims(self) -> Iterable[capacity.Claim]:
+        plans = {
+            key[2]: capacity.promised(PlanSpec.model_validate(body["spec"]))
+            for key in self._objects.keys("Plan")
+            if (body := self._objects.get(key)) is not None
+        }
+        for key in self._objects.keys("Tenant"):
+            body = self._objects.get(key)
+            amount = plans.get(body["spec"]["planRef"]["name"]) if body else None
+            if body is not None and amount is not None:
+                meta = body["metadata"]
+                yield capacity.Claim(meta["creationTimestamp"], meta["uid"], amount)
 
 
 class Postgres:

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     """Namespace of Prometheus, the only one that reaches metrics ports."""
     backup_image: str = "busybox:1.37"
     """Image of backup jobs: sh, tar and coreutils."""
+    overcommit: Literal["Warn", "Strict"] = "Warn"
+    """What happens when plans promise more than the nodes can give. Warn: a condition and a metric
+    tell. Strict: a new tenant waits for room."""
     purge_seconds: int = 600
     """How often namespaces of deleted tenants are looked at for the end of their retention."""
     master_key: SecretStr = SecretStr("")

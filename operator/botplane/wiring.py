@@ -20,7 +20,7 @@ from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Manifest, Ref, ref_of
-from botplane.rooms import CHILD_KINDS, KINDS, OPTIONAL_KINDS, Neighbours, Postgres
+from botplane.rooms import CHILD_KINDS, KINDS, OPTIONAL_KINDS, Commitments, Neighbours, Postgres
 from botplane.runtime.cluster import Cluster
 from botplane.runtime.connection import Connection, connect
 from botplane.runtime.controller import Controller, Done
@@ -36,12 +36,13 @@ from botplane.settings import Settings
 from botplane.telemetry import metrics
 from botplane.telemetry.logs import configure
 from botplane.tenants.purge import purge
-from botplane.tenants.reconcile import Site, TenantReconciler
+from botplane.tenants.reconcile import Capacity, Site, TenantReconciler
 
 log = structlog.get_logger()
 
 STUCK_SECONDS = 120.0
 USAGE_SECONDS = 10.0
+CAPACITY_SECONDS = 10.0
 SETTLE_SECONDS = 8.0
 
 
@@ -66,6 +67,7 @@ class Operator:
             settings.identity,
             utc_now,
         )
+        self._commitments = Commitments(self._client, self._objects)
         self._status = StatusWriter(self._client, self._objects, utc_now)
         self._cluster = Cluster(
             self._client,
@@ -144,6 +146,7 @@ class Operator:
                 group.create_task(self._follow_usage()),
                 group.create_task(self._measure()),
                 group.create_task(self._purge()),
+                group.create_task(self._count_capacity()),
             ]
             working = group.create_task(controller.run())
             await self._lease.hold()
@@ -161,7 +164,12 @@ class Operator:
             backup_image=settings.backup_image,
             public_domain=settings.public_domain,
         )
-        tenants = TenantReconciler(self._cluster, self._postgres.accounts(), site, utc_now)
+        tenants = TenantReconciler(
+            self._cluster,
+            self._postgres.accounts(),
+            site,
+            Capacity(self._commitments.lacks_room_for, settings.overcommit == "Strict"),
+        )
         around = Surroundings(
             tenant_of=self._neighbours.tenant_of,
             usage=self._postgres.usage,
@@ -236,6 +244,18 @@ class Operator:
             # At many tenants the question itself takes seconds: ask less often.
             took = time.monotonic() - started
             await asyncio.sleep(max(USAGE_SECONDS, 10 * took))
+
+    async def _count_capacity(self) -> None:
+        """Count what plans promise, and tell the tenants that do not fit."""
+        while True:
+            try:
+                changed = await self._commitments.refresh()
+            except (Rejected, Retryable) as error:
+                log.warning("Capacity was not counted", reason=error.reason, message=error.message)
+            else:
+                for key in self._neighbours.by_uid(changed):
+                    self._add(key)
+            await asyncio.sleep(CAPACITY_SECONDS)
 
     async def _purge(self) -> None:
         """Look every now and then for namespaces whose retention is over."""

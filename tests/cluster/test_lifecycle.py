@@ -146,3 +146,32 @@ def _used(world: World, tenant: str) -> str:
 def _running(world: World, tenant: str) -> list[dict[str, Any]]:
     pods = world.list("Pod", f"tenant-{tenant}")
     return [p for p in pods if p["status"]["phase"] == "Running"]
+
+
+def test_a_preview_tells_what_a_plan_would_break_and_changes_nothing(world: World) -> None:
+    small = a_name("small")
+    world.create(a_plan(small, quota=SMALL, maxBots=1))
+    tenant = world.tenant()
+    world.bot(tenant, "one", resources={"requests": {"cpu": "800m", "memory": "512Mi"}})
+    world.bot(tenant, "two", resources={"requests": {"cpu": "800m", "memory": "512Mi"}})
+    before = world.read(*tenant_key(tenant)) or {}
+
+    told = world.installed.botplane("plan-preview", tenant, small)
+
+    assert [line.split()[:3] for line in told.splitlines()] == [
+        ["tenant", tenant, "BotLimitReached"],
+        ["bot", "two", "BotLimitReached"],
+        ["bot", "two", "QuotaExceeded"],
+    ]
+    assert "fits" in world.installed.botplane("plan-preview", tenant, "professional")
+    assert (world.read(*tenant_key(tenant)) or {})["spec"] == before["spec"]
+
+
+def test_a_plan_that_the_nodes_cannot_hold_is_told_and_set_up_all_the_same(world: World) -> None:
+    huge = a_name("huge")
+    world.create(a_plan(huge, quota={"cpu": "900000", "memory": "900Ti"}))
+
+    tenant = world.tenant(planRef={"name": huge})
+
+    body = world.wait_for(tenant_key(tenant), "CapacityReserved", "InsufficientCapacity", 30)
+    assert condition(body, "Ready")[0] == "True"

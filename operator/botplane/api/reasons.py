@@ -21,7 +21,8 @@ READY_REASONS: Final = frozenset({"Provisioned", "Running", "Published", "Suspen
 
 DETAILS: Final = frozenset(
     {
-        "AccessGranted", "AccountOpen", "Admin", "ConfigurationReady", "Exposed", "Isolated",
+        "AccessGranted", "AccountOpen", "Admin", "CapacityReserved", "ConfigurationReady",
+        "Exposed", "Isolated",
         "NamespaceCreated", "NamespaceNotReady", "NotApplied", "NotRequested", "NotSuspended",
         "PaymentOverdue", "PodsReady", "QuotaApplied", "QuotaOverPlan", "Scheduled", "SpendLimit",
         "User", "WithinPlan",
@@ -74,6 +75,11 @@ REASONS: Final[dict[str, Reason]] = {
     ),
     "ImageNotAllowed": Reason(
         "The image is not from a registry of the plan.", "Push it there, or ask for the registry."
+    ),
+    "CapacityReserved": Reason("The nodes can hold what the plan promises."),
+    "InsufficientCapacity": Reason(
+        "The nodes cannot hold what the plan promises beside the older tenants.",
+        "Add nodes, or choose a smaller plan.",
     ),
     "InternalError": Reason("botplane met a bug.", "Look at the operator's log and report it."),
     "InvalidObject": Reason("The API server found an object invalid.", "Change what it names."),

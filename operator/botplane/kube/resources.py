@@ -67,6 +67,7 @@ RESOURCES: dict[str, Resource] = {
         _resource("v1", "ServiceAccount", "serviceaccounts"),
         _resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
         _resource("v1", "Pod", "pods"),
+        _resource("v1", "Node", "nodes", namespaced=False),
         _resource("v1", "Event", "events"),
         _resource("apps/v1", "Deployment", "deployments"),
         _resource("batch/v1", "CronJob", "cronjobs"),

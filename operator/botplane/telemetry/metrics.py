@@ -34,5 +34,10 @@ RESYNC_FOUND = Counter(
     ["kind"],
 )
 LEADER = Gauge("botplane_leader", "1 while this replica holds the lease.")
+COMMITTED = Gauge(
+    "botplane_committed_ratio",
+    "What all plans promise, as a share of what the nodes can give, by resource.",
+    ["resource"],
+)
 OBJECTS = Gauge("botplane_objects", "Custom resources known, by kind.", ["kind"])
 READY = Gauge("botplane_ready", "Custom resources by kind and Ready condition.", ["kind", "status"])

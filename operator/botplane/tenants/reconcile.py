@@ -14,6 +14,7 @@ from botplane.api import labels as lb
 from botplane.api.conditions import Finding
 from botplane.api.plan import PlanSpec
 from botplane.api.tenant import DeletionProtection, TenantSpec
+from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
 from botplane.kube.apply import Boundary
 from botplane.kube.drift import sealed
@@ -24,6 +25,7 @@ from botplane.runtime.cluster import Cluster
 from botplane.runtime.controller import Done
 from botplane.tenants import manifests, policy
 from botplane.tenants.accounts import TenantAccount
+from botplane.tenants.capacity import insufficient
 from botplane.tenants.status import Progress, tenant_verdicts
 
 KINDS = frozenset(
@@ -54,6 +56,16 @@ class Accounts:
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """What is known of the room that the cluster has for tenants."""
+
+    lacks_room_for: Callable[[str], bool]
+    """Whether a Tenant, by its uid, does not fit beside the older ones."""
+    strict: bool
+    """New tenants wait for room."""
+
+
+@dataclass(frozen=True)
 class Site:
     """Where the operator itself runs, and what this installation offers to tenants."""
 
@@ -62,6 +74,7 @@ class Site:
     bot_repository: str = ""
     backup_image: str = ""
     public_domain: str = ""
+    clock: Callable[[], datetime] = utc_now
 
 
 class TenantReconciler:
@@ -72,9 +85,9 @@ class TenantReconciler:
         cluster: Cluster,
         accounts: Accounts,
         site: Site,
-        clock: Callable[[], datetime],
+        capacity: Capacity,
     ) -> None:
-        self._clock = clock
+        self._capacity = capacity
         self._cluster = cluster
         self._accounts = accounts
         self._site = site
@@ -99,14 +112,26 @@ class TenantReconciler:
             progress.beyond_plan = policy.plan_findings(spec, plan, bots)
             progress.blocked = next(iter(policy.spec_findings(spec, plan)), None)
         if progress.blocked is None and plan is not None:
-            suspended = bool(progress.suspended)
-            context = self._context(body, spec, plan, suspended=suspended)
-            await self._set_up(body, context, progress)
+            self._check_capacity(body, progress)
+            if not progress.waits_for_capacity:
+                suspended = bool(progress.suspended)
+                context = self._context(body, spec, plan, suspended=suspended)
+                await self._set_up(body, context, progress)
         progress.changed |= await self._report(body, spec, plan, progress)
         conflict = progress.blocked is not None and progress.blocked.reason == "NamespaceConflict"
         # A namespace that is not ours is not watched, nor is what a quota counts.
-        after = LOOK_AGAIN_SECONDS if conflict or progress.quota_excess else None
+        unwatched = conflict or progress.quota_excess or progress.waits_for_capacity
+        after = LOOK_AGAIN_SECONDS if unwatched else None
         return Done(changed=progress.changed, retry=progress.retry, after_seconds=after)
+
+    def _check_capacity(self, body: Manifest, progress: Progress) -> None:
+        meta = body["metadata"]
+        if not self._capacity.lacks_room_for(meta["uid"]):
+            return
+        progress.capacity = insufficient(body["spec"]["planRef"]["name"])
+        space = Ref("Namespace", "", lb.tenant_namespace(meta["name"]))
+        is_new = self._cluster.children.get(space) is None
+        progress.waits_for_capacity = is_new and self._capacity.strict
 
     async def _set_up(self, body: Manifest, context: manifests.Context, progress: Progress) -> None:
         boundary = Boundary(KINDS, context.namespace)
@@ -226,7 +251,7 @@ class TenantReconciler:
         if days == 0:
             await self._cluster.applier.delete(space)
             return
-        until = self._clock() + timedelta(days=days)
+        until = self._site.clock() + timedelta(days=days)
         path = f"/metadata/annotations/{lb.RETAIN_UNTIL.replace('/', '~1')}"
         note = {"op": "add", "path": path, "value": f"{until:%Y-%m-%dT%H:%M:%SZ}"}
         await self._cluster.client.json_patch(space, [note])

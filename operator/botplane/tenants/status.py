@@ -40,6 +40,10 @@ class Progress:
     quota_computed: bool = True
     beyond_plan: list[Finding] = field(default_factory=list)
     suspended: tuple[Suspension, ...] = ()
+    capacity: Finding | None = None
+    """What to tell when the cluster cannot hold the plan beside those of older tenants."""
+    waits_for_capacity: bool = False
+    """Nothing is set up until there is room (strict mode)."""
     quota_excess: Finding | None = None
     """What was in use when the quota would have fallen below it."""
     changed: bool = False
@@ -54,34 +58,49 @@ class Progress:
 def tenant_verdicts(progress: Progress) -> list[Verdict]:
     """Return every condition of the tenant, in order of the steps."""
     steps = [_step(type_, progress) for type_ in STEPS]
-    details = [*steps, _billing(progress), _within_plan(progress), _suspended(progress)]
+    details = [
+        *steps,
+        _billing(progress),
+        _capacity(progress),
+        _within_plan(progress),
+        _suspended(progress),
+    ]
     return [*_ready(progress), *details]
 
 
 def _ready(progress: Progress) -> list[Verdict]:
+    errors = [*progress.failed.values(), *([progress.billing] if progress.billing else [])]
+    refused = [Finding(e.reason, e.message) for e in errors if isinstance(e, Rejected)]
+    waiting = [Finding(e.reason, e.message) for e in errors if isinstance(e, Retryable)]
+    wrong = [f for f in progress.beyond_plan if f.reason != "BotLimitReached"]
     if progress.blocked is not None:
         return summarize(Outcome.STALLED, *progress.blocked)
-    errors = [*progress.failed.values(), *([progress.billing] if progress.billing else [])]
-    for error in errors:
-        if isinstance(error, Rejected):
-            return summarize(Outcome.STALLED, error.reason, error.message)
-    for error in errors:
-        return summarize(Outcome.IN_PROGRESS, error.reason, error.message)
+    if progress.waits_for_capacity and progress.capacity is not None:
+        return summarize(Outcome.IN_PROGRESS, *progress.capacity)
+    if refused:
+        return summarize(Outcome.STALLED, *refused[0])
     if not progress.quota_computed:
-        return summarize(Outcome.IN_PROGRESS, *QUOTA_NOT_COMPUTED)
-    wrong = [f for f in progress.beyond_plan if f.reason != "BotLimitReached"]
+        waiting.append(QUOTA_NOT_COMPUTED)
+    if waiting:
+        return summarize(Outcome.IN_PROGRESS, *waiting[0])
     if wrong:
         return summarize(Outcome.STALLED, *wrong[0])
+    return summarize(Outcome.READY, *_well(progress))
+
+
+def _well(progress: Progress) -> Finding:
     if progress.suspended:
         text = f"Bots are stopped, data is kept: {_reasons(progress.suspended)}"
-        return summarize(Outcome.READY, "Suspended", text)
-    return summarize(Outcome.READY, "Provisioned", "Everything is set up as the plan says")
+        return Finding("Suspended", text)
+    return Finding("Provisioned", "Everything is set up as the plan says")
 
 
 def _step(type_: str, progress: Progress) -> Verdict:
     done, kinds = STEPS[type_]
     if progress.blocked is not None:
         return Verdict.fails(type_, progress.blocked)
+    if progress.waits_for_capacity and progress.capacity is not None:
+        return Verdict.waits(type_, *progress.capacity)
     errors = [error for ref, error in progress.failed.items() if ref.kind in kinds]
     if errors:
         return Verdict.fails(type_, Finding(errors[0].reason, errors[0].message))
@@ -95,10 +114,21 @@ def _step(type_: str, progress: Progress) -> Verdict:
 def _billing(progress: Progress) -> Verdict:
     if progress.blocked is not None:
         return Verdict.fails("BillingReady", progress.blocked)
+    if progress.waits_for_capacity and progress.capacity is not None:
+        return Verdict.waits("BillingReady", *progress.capacity)
     if progress.billing is not None:
         finding = Finding(progress.billing.reason, progress.billing.message)
         return Verdict.fails("BillingReady", finding)
     return Verdict.holds("BillingReady", "AccountOpen", DONE["BillingReady"])
+
+
+def _capacity(progress: Progress) -> Verdict:
+    if progress.blocked is not None:
+        return Verdict.waits("CapacityReserved", *progress.blocked)
+    if progress.capacity is not None:
+        return Verdict.fails("CapacityReserved", progress.capacity)
+    text = "The nodes can hold what the plan promises"
+    return Verdict.holds("CapacityReserved", "CapacityReserved", text)
 
 
 def _reasons(suspensions: Iterable[Suspension]) -> str:
