@@ -58,6 +58,10 @@ bench: setup ## Measure, side by side with the floor of the same run
 generate: setup ## Write the generated files
 	@$(BIN)/python -m botplane.api.generate .
 
+.PHONY: golden
+golden: setup ## Rewrite the expected manifests of tests/golden
+	@$(BIN)/python -m tests.support.golden
+
 .PHONY: verify
 verify: setup ## Fail when a generated file is not current
 	@tmp=$$(mktemp -d) && trap 'rm -rf '$$tmp EXIT && \

@@ -9,7 +9,13 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from botplane.api.conditions import Outcome, summarize
+from botplane.api.conditions import (
+    SUMMARY_TYPES,
+    ConditionStatus,
+    Outcome,
+    Verdict,
+    summarize,
+)
 from botplane.billing.reconcile import PlanReconciler
 from botplane.bots.exposure import Facilities
 from botplane.bots.reconcile import BotReconciler, Surroundings
@@ -42,6 +48,7 @@ log = structlog.get_logger()
 
 STUCK_SECONDS = 120.0
 USAGE_SECONDS = 10.0
+MASTER_KEY_LENGTH = 32
 CAPACITY_SECONDS = 10.0
 SETTLE_SECONDS = 8.0
 
@@ -285,9 +292,15 @@ class Operator:
         if body is None:
             return
         text = f"Internal error ({type(error).__name__}); the operator's log has the details"
-        verdicts = summarize(Outcome.IN_PROGRESS, "InternalError", text)
-        kept = {k: v for k, v in (body.get("status") or {}).items() if k != "conditions"}
-        await self._status.write(body, verdicts, kept)
+        status = body.get("status") or {}
+        summary = summarize(Outcome.IN_PROGRESS, "InternalError", text)
+        details = [
+            Verdict(c["type"], ConditionStatus(c["status"]), c["reason"], c["message"])
+            for c in status.get("conditions", ())
+            if c["type"] not in SUMMARY_TYPES
+        ]
+        kept = {k: v for k, v in status.items() if k != "conditions"}
+        await self._status.write(body, [*summary, *details], kept)
 
     def _live_problem(self) -> str | None:
         now = asyncio.get_running_loop().time()
@@ -306,5 +319,8 @@ class Operator:
 async def run_operator(settings: Settings) -> int:
     """Run the operator process and return its exit code."""
     configure(settings.log_format, settings.log_level)
+    if len(settings.master_key.get_secret_value()) < MASTER_KEY_LENGTH:
+        log.error("BOTPLANE_MASTER_KEY is too short", least=MASTER_KEY_LENGTH)
+        return 2
     connection = await connect()
     return await Operator(settings, connection).run()

@@ -86,6 +86,10 @@ class Outcome(StrEnum):
     """Not, until somebody changes something: tools fail with our message."""
 
 
+SUMMARY_TYPES = frozenset({"Ready", "Reconciling", "Stalled"})
+"""The types that `summarize` sets."""
+
+
 def summarize(outcome: Outcome, reason: str, message: str) -> list[Verdict]:
     """Return Ready with its companions Reconciling or Stalled for the outcome of a pass."""
     match outcome:
