@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ PAUSE_IMAGE = "node.local/pause:1"
 MEMORY_FOR_PODS = 3 * 2**30
 SOCKET = "/run/containerd/containerd.sock"
 LEAST_FREE = 100 * 2**20
+# What an init system does: a kubelet ends when containerd is not ready yet.
+AGAIN = ("bash", "-c", 'until "$@"; do sleep 0.3; done', "again")
 
 
 def more_arguments(state: Path) -> dict[str, tuple[str, ...]]:
@@ -98,7 +101,7 @@ def kubelet(layout: Layout, parts: Parts) -> Program:
     }
     path = _write(layout, "kubelet.json", json.dumps(settings, indent=2))
     return _program(
-        layout,
+        replace(layout, enter=(*layout.enter, *AGAIN)),
         parts,
         KUBELET,
         f"--config={path}",
