@@ -23,6 +23,9 @@ FORCE_SETTLE: Final = f"{labels.GROUP}/force-settle"
 TERMINAL_PHASES: Final = frozenset({"Succeeded", "Failed"})
 LOST_DISRUPTIONS: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
+UNSEEN_END: Final = (255, "Unknown")
+"""Exit code and reason that containerd gives a container which it finds gone at its own start."""
+
 LARGEST_CPU_MILLI: Final = 2**31 - 1
 LARGEST_MEM_BYTES: Final = 2**63 - 1
 """What the columns of an interval hold: no pod may be refused for asking for more."""
@@ -53,12 +56,15 @@ class Run:
         started_at: Kubelet's start; None when the status was lost.
         ended_at: Kubelet's end; None while the run goes on or when the status was lost.
         over: Whether the status says that the run has ended, known end or not.
+        end_unseen: Whether the container runtime was itself away at the end, as after a power
+            failure: `ended_at` is then when it came back and missed the container.
     """
 
     restart: int
     started_at: datetime | None
     ended_at: datetime | None
     over: bool
+    end_unseen: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +279,7 @@ def _ended(restart: int, terminated: Json) -> Run:
         started_at=_time(terminated.get("startedAt")),
         ended_at=_time(terminated.get("finishedAt")),
         over=True,
+        end_unseen=(terminated.get("exitCode"), terminated.get("reason")) == UNSEEN_END,
     )
 
 

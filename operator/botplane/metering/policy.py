@@ -229,8 +229,9 @@ def _end(row: Interval, run: Run, others: list[Interval], sight: Sight) -> Inter
     """Close a run by its own end; a clock that stepped back must not bill a second twice."""
     if not run.over:
         return row
-    if run.ended_at is None:
-        return _close(row, row.last_seen_at, Reason.RECONCILED, Quality.ESTIMATED)
+    if run.ended_at is None or run.end_unseen:
+        end = _earlier(row.last_seen_at, run.ended_at)
+        return _close(row, end, Reason.RECONCILED, Quality.ESTIMATED)
     next_starts = [other.started_at for other in others if other.restart > run.restart]
     latest = min([sight.at + CLOCK_TOLERANCE, *next_starts])
     if row.started_at <= run.ended_at <= latest:

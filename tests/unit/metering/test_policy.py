@@ -313,3 +313,25 @@ def test_a_deleted_pod_is_suspect_only_after_its_kubelet_had_five_minutes() -> N
     assert is_lost({})
     assert is_lost({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}})
     assert not is_lost({"status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+
+
+def test_the_time_without_power_is_not_billed() -> None:
+    found_gone = {"exitCode": 255, "reason": "Unknown"}
+    back = a_pod(running(100, restart=1, last=(0, 90)))
+    back["status"]["containerStatuses"][0]["lastState"]["terminated"] |= found_gone
+
+    seen = watched(a_pod(running(0)), seen=40)
+    after = settle(read_pod(back), seen, Sight(at=at(120))).intervals
+
+    assert story(list(after)) == [
+        (0, 0, 0, 40, "reconciled", "estimated"),
+        (1, 0, 100, None, None, None),
+    ]
+
+
+def test_the_time_without_power_is_not_billed_even_if_nobody_saw_the_run() -> None:
+    found_gone = {"exitCode": 255, "reason": "Unknown"}
+    pod = a_pod(ended(0, 90))
+    pod["status"]["containerStatuses"][0]["state"]["terminated"] |= found_gone
+
+    assert story(watched(pod)) == [(0, 0, 0, 0, "reconciled", "estimated")]
