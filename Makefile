@@ -50,6 +50,10 @@ check: setup ## Lint, types, import rules, generated files, unit tests: under a 
 test: check ## Everything that CI runs, on a real API server and a real PostgreSQL
 	@$(BIN)/python -m pytest -v --durations=10 tests --ignore=tests/unit --ignore=tests/bench
 
+.PHONY: test-node
+test-node: setup ## What only real pods can prove, on a real kubelet with enforced policies; needs root
+	@CLUSTER=node $(BIN)/python -m pytest -v --durations=10 tests/node
+
 .PHONY: bench
 bench: setup ## Measure, side by side with the floor of the same run
 	@$(BIN)/python -m tests.bench
