@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -19,6 +21,8 @@ from botplane.settings import Settings
 if TYPE_CHECKING:
     from psycopg import Connection
 
+    from botplane.billing.adjustments.store import Order
+
 T = TypeVar("T")
 
 # Every command imports what it needs itself: the operator must not load the metering client,
@@ -26,6 +30,10 @@ T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 billing = typer.Typer(no_args_is_help=True, help="Billing periods and invoices.")
 app.add_typer(billing, name="billing")
+coupon = typer.Typer(no_args_is_help=True, help="Discounts of a tenant.")
+app.add_typer(coupon, name="coupon")
+credit = typer.Typer(no_args_is_help=True, help="Money that a tenant has in advance.")
+app.add_typer(credit, name="credit")
 
 TenantName = Annotated[str, typer.Argument(help="Name of the Tenant.")]
 Period = Annotated[
@@ -145,6 +153,88 @@ def billing_run() -> None:
         raise typer.Exit(1)
 
 
+@coupon.command("grant")
+def coupon_grant(  # noqa: PLR0913 - one parameter per option
+    tenant: TenantName,
+    code: Annotated[str, typer.Argument(help="Unique for the tenant; shown on the invoice.")],
+    *,
+    percent: Annotated[str | None, typer.Option(help="Such as 20 or 12.5.")] = None,
+    amount: Annotated[str | None, typer.Option(help="Such as 15.00, in its currency.")] = None,
+    target: Annotated[
+        str,
+        typer.Option("--on", help="invoice, subscription, usage, usage/<meter> or commission."),
+    ] = "invoice",
+    uses: Annotated[int, typer.Option(help="Invoices that it lowers; 0 is every one.")] = 1,
+    until: Annotated[datetime | None, typer.Option(help="First moment without it, UTC.")] = None,
+) -> None:
+    """Lower coming invoices of a tenant by a percentage or an amount."""
+    from botplane.billing.adjustments import store
+
+    terms = store.CouponTerms(
+        code=code,
+        percent=percent,
+        amount=amount,
+        target=target,
+        uses=uses or None,
+        ends_at=_in_utc(until),
+    )
+    _ask(lambda conn, now: store.grant_coupon(conn, _order(tenant, now), terms))
+
+
+@coupon.command("end")
+def coupon_end(
+    tenant: TenantName, code: Annotated[str, typer.Argument(help="Code of the coupon.")]
+) -> None:
+    """Let a coupon end now; periods that have begun still count it."""
+    from botplane.billing.adjustments import store
+
+    _ask(lambda conn, now: store.end_coupon(conn, _order(tenant, now), code))
+
+
+@credit.command("grant")
+def credit_grant(
+    tenant: TenantName,
+    credit_id: Annotated[str, typer.Argument(help="Unique for the tenant, such as a reference.")],
+    amount: Annotated[str, typer.Argument(help="Such as 50.00, in the tenant's currency.")],
+    *,
+    purchased: Annotated[bool, typer.Option(help="The tenant has paid for it.")] = False,
+    expires: Annotated[
+        datetime | None, typer.Option(help="It pays for periods that end until then, UTC.")
+    ] = None,
+) -> None:
+    """Give a tenant money that coming invoices use up."""
+    from botplane.billing.adjustments import store
+
+    terms = store.CreditTerms(
+        credit_id=credit_id,
+        amount=amount,
+        kind="purchased" if purchased else "promotional",
+        expires_at=_in_utc(expires),
+    )
+    _ask(lambda conn, now: store.grant_credit(conn, _order(tenant, now), terms))
+
+
+@app.command("tenant-tax")
+def tenant_tax(  # noqa: PLR0913 - one parameter per option
+    tenant: TenantName,
+    name: Annotated[str, typer.Argument(help="Such as VAT.")],
+    rate: Annotated[str, typer.Argument(help="Share of the net amount, such as 0.19.")],
+    *,
+    target: Annotated[
+        str, typer.Option("--on", help="all, subscription, usage, commitment or commission.")
+    ] = "all",
+    reason: Annotated[str | None, typer.Option(help="Why a rate is 0.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="UTC. Default: now.")] = None,
+) -> None:
+    """Set a tax rate of a tenant; that of the last moment of a period counts."""
+    from botplane.billing.adjustments import store
+
+    terms = store.TaxTerms(
+        name=name, rate=rate, target=target, reason=reason, starts_at=_in_utc(since)
+    )
+    _ask(lambda conn, now: store.set_tax(conn, _order(tenant, now), terms))
+
+
 @app.command("plan-preview")
 def plan_preview(
     tenant: TenantName, plan: Annotated[str, typer.Argument(help="Name of the Plan.")]
@@ -158,6 +248,17 @@ def plan_preview(
         typer.echo(f"{subject:<24} {finding.reason:<24} {finding.message}")
     if not rows:
         typer.echo(f"Tenant {tenant} fits into plan {plan} as it is.")
+
+
+def _order(tenant: str, now: datetime) -> Order:
+    """Return who asks: the user of the operating system."""
+    from botplane.billing.adjustments.store import Order
+
+    return Order(tenant=tenant, actor=getpass.getuser(), now=now)
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=UTC)
 
 
 def _ask(question: Callable[[Connection[Any], Any], T]) -> T:

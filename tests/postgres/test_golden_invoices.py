@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,15 @@ import psycopg
 import pytest
 import yaml
 
+from botplane.billing.adjustments.store import (
+    CouponTerms,
+    CreditTerms,
+    Order,
+    TaxTerms,
+    grant_coupon,
+    grant_credit,
+    set_tax,
+)
 from botplane.billing.invoices import Invoice, Line, Status, amount_text
 from botplane.billing.money import plain
 from botplane.billing.run import invoice
@@ -27,6 +37,7 @@ from tests.support.billing import (
     record_won_and_lost,
 )
 
+SUMS = {"subtotal", "discount", "tax", "credit", "carried_in", "carried_out", "refunded", "due"}
 CASES = yaml.load(
     (Path(__file__).parent / "golden.yaml").read_text(),
     yaml.BaseLoader,  # noqa: S506 - every scalar stays text, so that no decimal becomes a float
@@ -65,11 +76,13 @@ def test_invoice_is_right_to_the_last_digit(
             for moment, pnl, volume in case.get("trades", [])
         ],
     )
+    _adjust(conn, case, at(phases[0][0]))
+    minimum_charges = {k: int(v) for k, v in case.get("minimum_charges", {}).items()}
     now = at(phases[0][0]) + LATER
     complete_until(conn, now)
 
     for period, expected in case["invoices"].items():
-        issued = invoice(conn, "acme", period, now)
+        issued = invoice(conn, "acme", period, now, minimum_charges)
 
         charged = [
             _summary(line, issued)
@@ -78,9 +91,41 @@ def test_invoice_is_right_to_the_last_digit(
         ]
         assert charged == expected["lines"]
         assert amount_text(issued.total_minor, issued.billed.currency) == expected["total"]
-        assert issued.status is (Status.FINALIZED if issued.total_minor else Status.PAID)
+        assert issued.status is (Status.FINALIZED if issued.due_minor else Status.PAID)
+        for sum_name in SUMS & expected.keys():
+            minor = getattr(issued, f"{sum_name}_minor")
+            assert (sum_name, _text(minor, issued)) == (sum_name, expected[sum_name])
+        if "ledger" in expected:
+            assert _ledger(conn, issued) == expected["ledger"]
         assert issued.billed.starts_at == at(expected.get("start", str(issued.billed.starts_at)))
         assert issued.billed.ends_at == at(expected.get("end", str(issued.billed.ends_at)))
+
+
+def _adjust(conn: psycopg.Connection[Any], case: dict[str, Any], since: datetime) -> None:
+    order = Order(tenant="acme", actor="finance", now=since)
+    for terms in case.get("coupons", []):
+        grant_coupon(conn, order, CouponTerms(**terms))
+    for terms in case.get("taxes", []):
+        set_tax(conn, order, TaxTerms(**terms))
+    for number, terms in enumerate(case.get("credits", [])):
+        grant_credit(conn, order, CreditTerms(credit_id=f"credit-{number}", **terms))
+
+
+def _text(minor: int, issued: Invoice) -> str:
+    return amount_text(minor, issued.billed.currency)
+
+
+def _ledger(conn: psycopg.Connection[Any], issued: Invoice) -> dict[str, dict[str, str]]:
+    rows = conn.execute(
+        "SELECT split_part(txn_key, '/', 1), account, amount_minor FROM ledger_entry"
+        " JOIN invoice i ON txn_key IN ('invoice/' || i.invoice_id, 'credit/' || i.invoice_id,"
+        " 'carried/' || i.invoice_id) WHERE i.number = %s",
+        [issued.number],
+    ).fetchall()
+    found: dict[str, dict[str, str]] = {}
+    for kind, account, minor in rows:
+        found.setdefault(kind, {})[account] = _text(minor, issued)
+    return found
 
 
 def _run(run: dict[str, str]) -> Run:

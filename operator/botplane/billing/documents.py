@@ -84,11 +84,39 @@ def render_table(invoice: Invoice) -> str:
     ]
     for line in invoice.lines:
         rows += _line_rows(line, invoice)
-    total = amount_text(invoice.total_minor, billed.currency)
-    rows += ["-" * WIDTH, _columns("Total due", "", "", _grouped(total))]
+    rows += ["-" * WIDTH, *_sums(invoice)]
     if invoice.content_hash is not None:
         rows += ["", f"Content hash sha256:{invoice.content_hash.hex()}"]
     return "\n".join(row.rstrip() for row in rows) + "\n"
+
+
+def _sums(invoice: Invoice) -> list[str]:
+    """Write what leads from the lines to the amount due; steps that change nothing are left out."""
+    percents = {
+        discount.code: "" if discount.percent is None else f" ({plain(discount.percent)} %)"
+        for discount in invoice.discounts
+    }
+    steps = [
+        (f"Coupon {d.code}{percents[d.code]} on {d.target}", -d.amount_minor)
+        for d in invoice.discounts
+    ]
+    for tax in invoice.taxes:
+        rate = f"{plain(tax.rate * 100)} %"
+        reason = "" if tax.reason is None else f" ({tax.reason})"
+        base = _grouped(amount_text(tax.base_minor, invoice.billed.currency))
+        steps.append((f"{tax.name} {rate} of {base}{reason}", tax.amount_minor))
+    if steps:
+        steps = [("Subtotal", invoice.subtotal_minor), *steps, ("Total", invoice.total_minor)]
+    steps += [(f"Credit {use.credit_id}", -use.amount_minor) for use in invoice.credits]
+    balances = (
+        ("Carried over from earlier invoices", invoice.carried_in_minor),
+        ("Too little to collect: carried over", -invoice.carried_out_minor),
+        ("Owed to you: kept as credit", invoice.refunded_minor),
+    )
+    steps += [(text, minor) for text, minor in balances if minor]
+    steps.append(("Total due", invoice.due_minor))
+    currency = invoice.billed.currency
+    return [f"{text:<82}{_grouped(amount_text(minor, currency)):>18}" for text, minor in steps]
 
 
 def _pairs(*pairs: tuple[str, str]) -> list[str]:
@@ -116,6 +144,8 @@ def _line_rows(line: Line, invoice: Invoice) -> list[str]:
             return [_columns(f"Minimum commitment, usage up to {least}", "", "", amount)]
         case "commission":
             return _commission_rows(line, invoice, amount)
+        case "correction":
+            return _correction_rows(line, invoice, amount)
         case _:
             return _usage_rows(line, invoice, amount)
 
@@ -149,6 +179,14 @@ def _commission_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
         if detail[cap] is not None:
             notes.append(f"at most {_grouped(amount_text(detail[cap], currency))} a {name}")
     return rows + _notes(line, invoice, ", ".join(notes))
+
+
+def _correction_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
+    detail, currency = line.detail, invoice.billed.currency
+    title = METERS[line.meter].title.lower() if line.meter else line.charge_kind
+    rows = [_columns(f"Correction of {title}", "", "", amount)]
+    was, now = (_grouped(amount_text(detail[name], currency)) for name in ("wasMinor", "nowMinor"))
+    return [*rows, *_notes(line, invoice, f"{detail['number']}: {was} is now {now}")]
 
 
 def _percent(share: str) -> str:
@@ -187,8 +225,9 @@ def _share(detail: Mapping[str, str]) -> Decimal:
 
 
 def _grouped(number: str) -> str:
-    whole, point, fraction = number.partition(".")
-    return f"{int(whole):,}{point}{fraction}"
+    whole, point, fraction = number.lstrip("-").partition(".")
+    sign = "-" if number.startswith("-") else ""
+    return f"{sign}{int(whole):,}{point}{fraction}"
 
 
 def _minute(moment: datetime) -> str:

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from uuid import UUID
 
-
-_KINDS = ("subscription", "usage", "commitment", "commission")
+_KINDS = ("subscription", "usage", "commitment", "commission", "correction")
 _REVENUE = {"subscription": "revenue_subscription", "commission": "revenue_commission"}
 
 
@@ -51,9 +50,12 @@ class Line:
 
     Attributes:
         key: Unique in the invoice, such as `usage/bot_seconds/2026-10-01T00:00:00Z`.
-        kind: subscription, usage, commitment or commission.
-        quantity: In the unit of the meter; 1 where there is no meter.
+        kind: subscription, usage, commitment, commission or correction.
+        quantity: In the unit of the meter; winning trades of a commission; else 1.
         detail: What the price was: plan, version, model, included, tiers.
+        discount_minor: Share of the coupons.
+        corrects_invoice: Invoice that a correction belongs to.
+        corrects_key: Line of it. The amount is what that line would be now, less what was billed.
     """
 
     key: str
@@ -65,44 +67,132 @@ class Line:
     exact: Decimal
     amount_minor: int
     detail: Mapping[str, Any]
+    discount_minor: int = 0
+    corrects_invoice: UUID | None = None
+    corrects_key: str | None = None
+
+    @property
+    def net_minor(self) -> int:
+        """Amount less discount, before tax."""
+        return self.amount_minor - self.discount_minor
+
+    @property
+    def charge_kind(self) -> str:
+        """Kind of the charge; of a correction, that of the corrected line."""
+        return self.kind if self.corrects_key is None else self.corrects_key.partition("/")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Invoice:
+class Discount:
+    """What one coupon took off."""
+
+    code: str
+    target: str
+    percent: Decimal | None
+    amount_minor: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tax:
+    """Tax of one name and rate on the net amounts of its lines."""
+
+    name: str
+    rate: Decimal
+    reason: str | None
+    base_minor: int
+    amount_minor: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreditUse:
+    """What one credit paid."""
+
+    credit_id: str
+    kind: str
+    amount_minor: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """Lines with their discounts, and all that leads from them to the amount due.
+
+    Attributes:
+        carried_in_minor: Owed from earlier periods.
+        carried_out_minor: Too little to collect: goes to the next invoice.
+        refunded_minor: Owed to the tenant: becomes a credit.
+    """
+
+    lines: tuple[Line, ...]
+    discounts: tuple[Discount, ...] = ()
+    taxes: tuple[Tax, ...] = ()
+    credits: tuple[CreditUse, ...] = ()
+    carried_in_minor: int = 0
+    carried_out_minor: int = 0
+    refunded_minor: int = 0
+
+    @property
+    def subtotal_minor(self) -> int:
+        """Sum of the lines before discounts."""
+        return sum(line.amount_minor for line in self.lines)
+
+    @property
+    def discount_minor(self) -> int:
+        """Sum of the discounts."""
+        return sum(discount.amount_minor for discount in self.discounts)
+
+    @property
+    def tax_minor(self) -> int:
+        """Sum of the taxes."""
+        return sum(tax.amount_minor for tax in self.taxes)
+
+    @property
+    def total_minor(self) -> int:
+        """What the period costs, with tax; below zero when corrections outweigh the rest."""
+        return self.subtotal_minor - self.discount_minor + self.tax_minor
+
+    @property
+    def credit_minor(self) -> int:
+        """Sum of the credits used."""
+        return sum(use.amount_minor for use in self.credits)
+
+    @property
+    def carried_minor(self) -> int:
+        """Balances that come from other periods, less those that go to other periods."""
+        return self.carried_in_minor - self.carried_out_minor + self.refunded_minor
+
+    @property
+    def due_minor(self) -> int:
+        """What is to be paid; never below zero."""
+        return self.total_minor - self.credit_minor + self.carried_minor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invoice(Settled):
     """One invoice of one tenant and period; a draft has no number and says why it is one."""
 
     billed: BilledPeriod
-    lines: tuple[Line, ...]
     status: Status
     number: str | None = None
     issued_at: datetime | None = None
     draft_reason: str | None = None
     content_hash: bytes | None = None
 
-    @property
-    def total_minor(self) -> int:
-        """Sum of all lines in minor units."""
-        return sum(line.amount_minor for line in self.lines)
 
-
-def draft(billed: BilledPeriod, lines: tuple[Line, ...], reason: str) -> Invoice:
+def draft(billed: BilledPeriod, settled: Settled, reason: str) -> Invoice:
     """Return a provisional invoice, with the reason why it is not final."""
-    return Invoice(billed=billed, lines=in_order(lines), status=Status.DRAFT, draft_reason=reason)
+    return _invoice(billed, settled, status=Status.DRAFT, draft_reason=reason)
 
 
-def finalize(
-    billed: BilledPeriod, lines: tuple[Line, ...], number: str, issued_at: datetime
-) -> Invoice:
-    """Return the final invoice with its content hash; one over nothing is paid at once."""
-    invoice = Invoice(
-        billed=billed,
-        lines=in_order(lines),
-        status=Status.FINALIZED,
-        number=number,
-        issued_at=issued_at,
-    )
-    status = Status.FINALIZED if invoice.total_minor else Status.PAID
-    return replace(invoice, status=status, content_hash=content_hash(invoice))
+def finalize(billed: BilledPeriod, settled: Settled, number: str, issued_at: datetime) -> Invoice:
+    """Return the final invoice with its content hash; one with nothing due is paid at once."""
+    status = Status.FINALIZED if settled.due_minor else Status.PAID
+    invoice = _invoice(billed, settled, status=status, number=number, issued_at=issued_at)
+    return replace(invoice, content_hash=content_hash(invoice))
+
+
+def _invoice(billed: BilledPeriod, settled: Settled, **more: Any) -> Invoice:
+    fields = {name: getattr(settled, name) for name in Settled.__dataclass_fields__}
+    return Invoice(billed=billed, **fields | {"lines": in_order(settled.lines)} | more)
 
 
 def content_hash(invoice: Invoice) -> bytes:
@@ -114,7 +204,10 @@ def content_hash(invoice: Invoice) -> bytes:
 def document(invoice: Invoice) -> dict[str, Any]:
     """Return what the invoice says; its status can change and is no part of it."""
     billed = invoice.billed
-    total = amount_text(invoice.total_minor, billed.currency)
+
+    def money(minor: int) -> str:
+        return amount_text(minor, billed.currency)
+
     return {
         "number": invoice.number,
         "issuedAt": None if invoice.issued_at is None else _utc(invoice.issued_at),
@@ -127,19 +220,65 @@ def document(invoice: Invoice) -> dict[str, Any]:
         "timeZone": billed.time_zone,
         "currency": billed.currency,
         "lines": [_line_document(line, billed.currency) for line in invoice.lines],
-        "subtotal": total,
-        "total": total,
-        "due": total,
+        "subtotal": money(invoice.subtotal_minor),
+        "discounts": [
+            {
+                "code": discount.code,
+                "target": discount.target,
+                "percent": None if discount.percent is None else plain(discount.percent),
+                "amount": money(discount.amount_minor),
+            }
+            for discount in invoice.discounts
+        ],
+        "discount": money(invoice.discount_minor),
+        "taxes": [
+            {
+                "name": tax.name,
+                "rate": plain(tax.rate),
+                "reason": tax.reason,
+                "base": money(tax.base_minor),
+                "amount": money(tax.amount_minor),
+            }
+            for tax in invoice.taxes
+        ],
+        "tax": money(invoice.tax_minor),
+        "total": money(invoice.total_minor),
+        "credits": [
+            {"id": use.credit_id, "kind": use.kind, "amount": money(use.amount_minor)}
+            for use in invoice.credits
+        ],
+        "credit": money(invoice.credit_minor),
+        "carriedIn": money(invoice.carried_in_minor),
+        "carriedOut": money(invoice.carried_out_minor),
+        "refunded": money(invoice.refunded_minor),
+        "due": money(invoice.due_minor),
     }
 
 
-def ledger_entries(invoice: Invoice) -> dict[str, int]:
-    """Return debits (positive) and credits (negative) in minor units by account; they sum to 0."""
-    entries = {"receivable": invoice.total_minor}
+def ledger_entries(invoice: Settled) -> dict[str, dict[str, int]]:
+    """Return the ledger transactions of an invoice by kind: `invoice`, `credit`, `carried`.
+
+    Each holds debits (positive) and credits (negative) in minor units by account; they sum to 0.
+    """
+    charges = {"receivable": invoice.total_minor, "discount_given": invoice.discount_minor}
     for line in invoice.lines:
-        account = _REVENUE.get(line.kind, "revenue_usage")
-        entries[account] = entries.get(account, 0) - line.amount_minor
-    return {account: minor for account, minor in entries.items() if minor}
+        account = _REVENUE.get(line.charge_kind, "revenue_usage")
+        charges[account] = charges.get(account, 0) - line.amount_minor
+    charges["tax_payable"] = -invoice.tax_minor
+    transactions = {
+        "invoice": charges,
+        "credit": {"customer_credit": invoice.credit_minor, "receivable": -invoice.credit_minor},
+        "carried": {
+            "receivable": invoice.carried_minor,
+            "carried": invoice.carried_out_minor - invoice.carried_in_minor,
+            "customer_credit": -invoice.refunded_minor,
+        },
+    }
+    return {
+        kind: nonzero
+        for kind, entries in transactions.items()
+        if (nonzero := {account: minor for account, minor in entries.items() if minor})
+    }
 
 
 def amount_text(minor: int, currency: str) -> str:
@@ -153,7 +292,7 @@ def in_order(lines: Iterable[Line]) -> tuple[Line, ...]:
 
 
 def _line_document(line: Line, currency: str) -> dict[str, Any]:
-    return {
+    text = {
         "key": line.key,
         "kind": line.kind,
         "meter": line.meter,
@@ -162,8 +301,12 @@ def _line_document(line: Line, currency: str) -> dict[str, Any]:
         "quantity": plain(line.quantity),
         "exact": plain(line.exact),
         "amount": amount_text(line.amount_minor, currency),
+        "discount": amount_text(line.discount_minor, currency),
         "detail": dict(line.detail),
     }
+    if line.corrects_key is not None:
+        text["corrects"] = {"invoice": str(line.corrects_invoice), "key": line.corrects_key}
+    return text
 
 
 def _utc(moment: datetime) -> str:

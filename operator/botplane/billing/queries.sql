@@ -46,7 +46,8 @@ SELECT ensure_partitions((%(now)s::timestamptz - interval '1 month')::date,
 SELECT CASE WHEN bool_or(source = 'metering') THEN min(complete_until) END FROM source_watermark
 
 -- due_periods --
--- Lock the next ended periods that nobody else is billing; parked ones are tried again.
+-- Lock the next ended periods of tenants that nobody else is billing; parked ones are tried again.
+-- The tenant is locked too: credits and balances of one tenant go from invoice to invoice.
 SELECT b.tenant_id, t.name AS tenant, COALESCE(r.organization_name, '') AS organization,
     t.currency, t.time_zone, b.period, b.starts_at, b.ends_at
 FROM billing_period b
@@ -57,12 +58,13 @@ WHERE b.state <> 'closed' AND b.ends_at <= %(complete_until)s
 ORDER BY b.ends_at, b.tenant_id
 LIMIT %(limit)s
 FOR UPDATE OF b SKIP LOCKED
+FOR NO KEY UPDATE OF t SKIP LOCKED
 
 -- lock_due_period --
 -- Wait for whoever is billing this period; no row when it is billed already.
-SELECT FROM billing_period
-WHERE tenant_id = %(tenant_id)s AND period = %(period)s AND state <> 'closed'
-FOR UPDATE
+SELECT FROM billing_period b JOIN tenant t ON t.tenant_id = b.tenant_id
+WHERE b.tenant_id = %(tenant_id)s AND b.period = %(period)s AND b.state <> 'closed'
+FOR UPDATE OF b FOR NO KEY UPDATE OF t
 
 -- waiting_periods --
 SELECT count(*) FROM billing_period
@@ -100,22 +102,50 @@ ON CONFLICT (series) DO UPDATE SET last = c.last + excluded.last
 RETURNING last
 
 -- insert_invoices --
-INSERT INTO invoice (tenant_id, invoice_id, period, number, currency, subtotal_minor, total_minor,
-    due_minor, issued_at, snapshot, content_hash)
-SELECT i.tenant_id, i.invoice_id, i.period, i.number, i.currency, i.total_minor, i.total_minor,
-    i.total_minor, i.issued_at, i.snapshot, decode(i.content_hash, 'hex')
-FROM jsonb_to_recordset(%(invoices)s) AS i (tenant_id uuid, invoice_id uuid, period text,
-    number text, currency text, total_minor bigint, issued_at timestamptz, snapshot jsonb,
-    content_hash text)
+INSERT INTO invoice (tenant_id, invoice_id, period, number, currency, subtotal_minor,
+    discount_minor, tax_minor, total_minor, credit_minor, carried_in_minor, carried_out_minor,
+    refunded_minor, carried_minor, due_minor, issued_at, snapshot, content_hash)
+SELECT i.tenant_id, i.invoice_id, i.period, i.number, i.currency, i.subtotal_minor,
+    i.discount_minor, i.tax_minor, i.total_minor, i.credit_minor, i.carried_in_minor,
+    i.carried_out_minor, i.refunded_minor, i.carried_minor, i.due_minor, i.issued_at, i.snapshot,
+    decode(i.content_hash, 'hex')
+FROM jsonb_to_recordset(%(rows)s) AS i (tenant_id uuid, invoice_id uuid, period text, number text,
+    currency text, subtotal_minor bigint, discount_minor bigint, tax_minor bigint,
+    total_minor bigint, credit_minor bigint, carried_in_minor bigint, carried_out_minor bigint,
+    refunded_minor bigint, carried_minor bigint, due_minor bigint, issued_at timestamptz,
+    snapshot jsonb, content_hash text)
 
 -- insert_lines --
 INSERT INTO invoice_line (tenant_id, invoice_id, line_key, kind, meter, starts_at, ends_at,
-    quantity, exact, amount_minor, detail)
+    quantity, exact, amount_minor, detail, discount_minor, corrects_invoice, corrects_key)
 SELECT l.tenant_id, l.invoice_id, l.key, l.kind, l.meter, l.starts_at, l.ends_at, l.quantity,
-    l.exact, l.amount_minor, l.detail
-FROM jsonb_to_recordset(%(lines)s) AS l (tenant_id uuid, invoice_id uuid, key text, kind text,
+    l.exact, l.amount_minor, l.detail, l.discount_minor, l.corrects_invoice, l.corrects_key
+FROM jsonb_to_recordset(%(rows)s) AS l (tenant_id uuid, invoice_id uuid, key text, kind text,
     meter text, starts_at timestamptz, ends_at timestamptz, quantity numeric, exact numeric,
-    amount_minor bigint, detail jsonb)
+    amount_minor bigint, detail jsonb, discount_minor bigint, corrects_invoice uuid,
+    corrects_key text)
+
+-- insert_discounts --
+INSERT INTO invoice_discount
+SELECT d.* FROM jsonb_to_recordset(%(rows)s) AS d (tenant_id uuid, invoice_id uuid, code text,
+    position smallint, target text, percent numeric, amount_minor bigint)
+
+-- insert_taxes --
+INSERT INTO invoice_tax
+SELECT t.* FROM jsonb_to_recordset(%(rows)s) AS t (tenant_id uuid, invoice_id uuid,
+    position smallint, name text, rate numeric, reason text, base_minor bigint,
+    amount_minor bigint)
+
+-- insert_credit_notes --
+-- What an invoice owes to the tenant becomes a credit.
+INSERT INTO credit_grant (tenant_id, credit_id, kind, amount_minor, granted_at)
+SELECT g.tenant_id, g.credit_id, 'credit_note', g.amount_minor, %(now)s
+FROM jsonb_to_recordset(%(rows)s) AS g (tenant_id uuid, credit_id text, amount_minor bigint)
+
+-- insert_credits --
+INSERT INTO invoice_credit
+SELECT c.* FROM jsonb_to_recordset(%(rows)s) AS c (tenant_id uuid, invoice_id uuid,
+    credit_id text, position smallint, amount_minor bigint)
 
 -- finalize_invoices --
 UPDATE invoice i SET status = 'finalized'
@@ -130,14 +160,13 @@ WHERE i.tenant_id = n.tenant_id AND i.invoice_id = n.invoice_id AND i.due_minor 
 
 -- insert_ledger_txns --
 INSERT INTO ledger_txn (tenant_id, txn_key, at)
-SELECT e.tenant_id, e.txn_key, %(now)s
-FROM jsonb_to_recordset(%(entries)s) AS e (tenant_id uuid, txn_key text)
-GROUP BY e.tenant_id, e.txn_key
+SELECT DISTINCT e.tenant_id, e.txn_key, %(now)s::timestamptz
+FROM jsonb_to_recordset(%(rows)s) AS e (tenant_id uuid, txn_key text)
 
 -- insert_ledger_entries --
 INSERT INTO ledger_entry (tenant_id, txn_key, account, currency, amount_minor)
 SELECT e.tenant_id, e.txn_key, e.account, e.currency, e.amount_minor
-FROM jsonb_to_recordset(%(entries)s) AS e (tenant_id uuid, txn_key text, account text,
+FROM jsonb_to_recordset(%(rows)s) AS e (tenant_id uuid, txn_key text, account text,
     currency text, amount_minor bigint)
 
 -- close_periods --
@@ -150,11 +179,26 @@ UPDATE billing_period SET state = 'parked', parked_reason = %(reason)s
 WHERE tenant_id = %(tenant_id)s AND period = %(period)s AND state <> 'closed'
 
 -- stored_invoice --
-SELECT invoice_id, status, number, issued_at, snapshot, content_hash
+SELECT invoice_id, status, number, issued_at, snapshot, content_hash, carried_in_minor,
+    carried_out_minor, refunded_minor
 FROM invoice
 WHERE tenant_id = %(tenant_id)s AND period = %(period)s AND status <> 'void'
 
 -- stored_lines --
-SELECT line_key AS key, kind, meter, starts_at, ends_at, quantity, exact, amount_minor, detail
+SELECT line_key AS key, kind, meter, starts_at, ends_at, quantity, exact, amount_minor, detail,
+    discount_minor, corrects_invoice, corrects_key
 FROM invoice_line
 WHERE tenant_id = %(tenant_id)s AND invoice_id = %(invoice_id)s
+
+-- stored_discounts --
+SELECT code, target, percent, amount_minor FROM invoice_discount
+WHERE tenant_id = %(tenant_id)s AND invoice_id = %(invoice_id)s ORDER BY position
+
+-- stored_taxes --
+SELECT name, rate, reason, base_minor, amount_minor FROM invoice_tax
+WHERE tenant_id = %(tenant_id)s AND invoice_id = %(invoice_id)s ORDER BY position
+
+-- stored_credits --
+SELECT c.credit_id, g.kind, c.amount_minor FROM invoice_credit c
+JOIN credit_grant g ON g.tenant_id = c.tenant_id AND g.credit_id = c.credit_id
+WHERE c.tenant_id = %(tenant_id)s AND c.invoice_id = %(invoice_id)s ORDER BY c.position

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from botplane.billing import store
+from botplane.billing.adjustments.store import expire_credits
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 1000
 """Tenants per transaction: a crash loses at most this many, and the next run bills them."""
 
+NO_MINIMUM: Mapping[str, int] = MappingProxyType({})
 _BEGINNING = (datetime(1970, 1, 1, tzinfo=UTC), UUID(int=0))
 
 
@@ -37,23 +41,32 @@ class RunReport:
     parked: tuple[store.Parked, ...]
 
 
-def billing_run(conn: Connection[Any], now: datetime) -> RunReport:
+def billing_run(
+    conn: Connection[Any], now: datetime, minimum_charges: Mapping[str, int] = NO_MINIMUM
+) -> RunReport:
     """Bill everything that is due; running it again, or twice at once, changes nothing.
+
+    Args:
+        conn: Connection without an open transaction.
+        now: When invoices are issued.
+        minimum_charges: The least that can be collected, in minor units by currency.
 
     Raises:
         Retryable: Postgres is away; what was committed stays, the next run does the rest.
     """
     store.prepare(conn, now)
+    issue = store.Issue(now=now, minimum_charges=minimum_charges)
     complete = store.complete_until(conn)
     billed, parked, after = 0, list[store.Parked](), _BEGINNING
     while complete is not None:
         batch = store.Batch(complete_until=min(complete, now), after=after, limit=BATCH_SIZE)
-        due, failed = store.bill_batch(conn, batch, now)
+        due, failed = store.bill_batch(conn, batch, issue)
         if not due:
             break
         billed += len(due) - len(failed)
         parked += failed
         after = (due[-1].ends_at, due[-1].tenant_id)
+    expire_credits(conn, now)
     return RunReport(
         billed=billed,
         waiting=store.waiting_periods(conn, complete, now),
@@ -62,7 +75,13 @@ def billing_run(conn: Connection[Any], now: datetime) -> RunReport:
     )
 
 
-def invoice(conn: Connection[Any], tenant_name: str, period: str | None, now: datetime) -> Invoice:
+def invoice(
+    conn: Connection[Any],
+    tenant_name: str,
+    period: str | None,
+    now: datetime,
+    minimum_charges: Mapping[str, int] = NO_MINIMUM,
+) -> Invoice:
     """Return the invoice of a tenant's period: issue it when it is due, else return a draft.
 
     Args:
@@ -70,6 +89,7 @@ def invoice(conn: Connection[Any], tenant_name: str, period: str | None, now: da
         tenant_name: Name of the Tenant.
         period: Such as `2026-10`; None for the one that runs now.
         now: The moment that decides whether the period has ended.
+        minimum_charges: The least that can be collected, in minor units by currency.
 
     Raises:
         Rejected: There is no such tenant or period.
@@ -91,7 +111,7 @@ def invoice(conn: Connection[Any], tenant_name: str, period: str | None, now: da
         )
         reason = f"{known}; the period ended at {billed.ends_at:%Y-%m-%d %H:%M} UTC."
         return store.draft_invoice(conn, billed, billed.ends_at, reason)
-    store.bill_period(conn, billed, now)
+    store.bill_period(conn, billed, store.Issue(now=now, minimum_charges=minimum_charges))
     issued = store.stored_invoice(conn, billed)
     return issued or store.draft_invoice(
         conn, billed, billed.ends_at, "Nothing was subscribed in this period."

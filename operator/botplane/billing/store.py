@@ -13,23 +13,16 @@ import psycopg
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
-from botplane.billing.invoices import (
-    BilledPeriod,
-    Invoice,
-    Line,
-    Status,
-    draft,
-    finalize,
-    in_order,
-    ledger_entries,
-)
-from botplane.billing.money import plain
+from botplane.billing import rows
+from botplane.billing.adjustments import store as adjustments
+from botplane.billing.invoices import BilledPeriod, Invoice, Line, Settled, draft, finalize
+from botplane.billing.settlement import Account, after, settle
 from botplane.errors import Rejected, Retryable
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from psycopg import Connection
 
@@ -50,6 +43,14 @@ class Batch:
     complete_until: datetime
     after: tuple[datetime, UUID]
     limit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Issue:
+    """When invoices are issued, and the least in minor units that can be collected, by currency."""
+
+    now: datetime
+    minimum_charges: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +183,9 @@ def draft_invoice(
 ) -> Invoice:
     """Return what the invoice would be with the usage up to a moment; store nothing."""
     with translated_errors(), conn.transaction():
-        lines = _charges(conn, [billed], until)
-    return draft(billed, lines.get((billed.tenant_id, billed.period), ()), reason)
+        lines = _charges(conn, [billed], until).get((billed.tenant_id, billed.period), ())
+        account = adjustments.accounts(conn, [billed.tenant_id])[billed.tenant_id]
+    return draft(billed, settle(billed, lines, account), reason)
 
 
 def stored_invoice(conn: Connection[Any], billed: BilledPeriod) -> Invoice | None:
@@ -193,30 +195,23 @@ def stored_invoice(conn: Connection[Any], billed: BilledPeriod) -> Invoice | Non
         row = cursor.execute(SQL["stored_invoice"], key).fetchone()
         if row is None:
             return None
-        lines = cursor.execute(SQL["stored_lines"], key | row).fetchall()
-    issued = replace(
-        billed, tenant=row["snapshot"]["tenant"], organization=row["snapshot"]["organization"]
-    )
-    return Invoice(
-        billed=issued,
-        lines=in_order(_line(line) for line in lines),
-        status=Status(row["status"]),
-        number=row["number"],
-        issued_at=_utc(row["issued_at"]),
-        content_hash=row["content_hash"],
-    )
+        parts = {
+            name: cursor.execute(SQL[f"stored_{name}"], key | row).fetchall()
+            for name in ("lines", "discounts", "taxes", "credits")
+        }
+    return rows.read_invoice(billed, row, parts)
 
 
-def bill_period(conn: Connection[Any], billed: BilledPeriod, now: datetime) -> None:
+def bill_period(conn: Connection[Any], billed: BilledPeriod, issue: Issue) -> None:
     """Issue the invoice of one ended period whose usage is complete; a second call does nothing."""
     with translated_errors(), conn.transaction():
         key = {"tenant_id": billed.tenant_id, "period": billed.period}
         if conn.execute(SQL["lock_due_period"], key).rowcount:
-            _issue(conn, [billed], now)
+            _issue(conn, [billed], issue)
 
 
 def bill_batch(
-    conn: Connection[Any], batch: Batch, now: datetime
+    conn: Connection[Any], batch: Batch, issue: Issue
 ) -> tuple[list[BilledPeriod], list[Parked]]:
     """Issue the invoices of the next due periods in one transaction.
 
@@ -228,19 +223,19 @@ def bill_batch(
     """
     with translated_errors(), conn.transaction():
         due = _due_periods(conn, batch)
-        return due, _issue_or_park(conn, due, now)
+        return due, _issue_or_park(conn, due, issue)
 
 
 def _issue_or_park(
-    conn: Connection[Any], due: Sequence[BilledPeriod], now: datetime
+    conn: Connection[Any], due: Sequence[BilledPeriod], issue: Issue
 ) -> list[Parked]:
     try:
         with conn.transaction():
-            _issue(conn, due, now)
+            _issue(conn, due, issue)
             conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
     except _UNBILLABLE as error:
         if len(due) > 1:
-            return [parked for billed in due for parked in _issue_or_park(conn, [billed], now)]
+            return [parked for billed in due for parked in _issue_or_park(conn, [billed], issue)]
         parked = Parked(billed=due[0], reason=f"{type(error).__name__}: {error}")
         conn.execute(
             SQL["park_period"],
@@ -257,7 +252,7 @@ def _issue_or_park(
 def _due_periods(conn: Connection[Any], batch: Batch) -> list[BilledPeriod]:
     after_ends_at, after_tenant_id = batch.after
     with conn.cursor(row_factory=class_row(BilledPeriod)) as cursor:
-        rows = cursor.execute(
+        due = cursor.execute(
             SQL["due_periods"],
             {
                 "complete_until": batch.complete_until,
@@ -266,14 +261,14 @@ def _due_periods(conn: Connection[Any], batch: Batch) -> list[BilledPeriod]:
                 "limit": batch.limit,
             },
         ).fetchall()
-    return [_in_utc(row) for row in rows]
+    return [_in_utc(row) for row in due]
 
 
 def _charges(
     conn: Connection[Any], periods: Sequence[BilledPeriod], until: datetime
 ) -> dict[tuple[UUID, str], tuple[Line, ...]]:
     with conn.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(
+        found = cursor.execute(
             SQL["charges"],
             {
                 "tenants": [billed.tenant_id for billed in periods],
@@ -285,25 +280,28 @@ def _charges(
     def period_key(row: dict[str, Any]) -> tuple[UUID, str]:
         return row["tenant_id"], row["period"]
 
-    rows.sort(key=period_key)
-    return {key: tuple(_line(row) for row in group) for key, group in groupby(rows, key=period_key)}
+    found.sort(key=period_key)
+    return {
+        key: tuple(rows.read_line(row) for row in group)
+        for key, group in groupby(found, key=period_key)
+    }
 
 
-def _issue(conn: Connection[Any], periods: Sequence[BilledPeriod], now: datetime) -> None:
-    """Rate, number, write and close; a period in which nothing was subscribed gets no invoice."""
+def _issue(conn: Connection[Any], periods: Sequence[BilledPeriod], issue: Issue) -> None:
+    """Rate, settle, number, write and close; a period with nothing subscribed gets no invoice."""
     if not periods:
         return
     charges = _charges(conn, periods, max(billed.ends_at for billed in periods))
-    billable = [billed for billed in periods if (billed.tenant_id, billed.period) in charges]
-    numbers = _take_numbers(conn, len(billable), now)
+    settled = _settled(conn, periods, charges, issue)
+    moment = issue.now.replace(microsecond=0)
+    numbers = _take_numbers(conn, len(settled), issue.now)
     issued = [
-        finalize(
-            billed,
-            charges[billed.tenant_id, billed.period],
-            number,
-            now.replace(microsecond=0),
+        rows.Issued(
+            invoice_id=invoice_id,
+            invoice=finalize(billed, content, number, moment),
+            account=account,
         )
-        for billed, number in zip(billable, numbers, strict=True)
+        for (billed, invoice_id, content, account), number in zip(settled, numbers, strict=True)
     ]
     _insert_invoices(conn, issued)
     conn.execute(
@@ -315,6 +313,29 @@ def _issue(conn: Connection[Any], periods: Sequence[BilledPeriod], now: datetime
     )
 
 
+def _settled(
+    conn: Connection[Any],
+    periods: Sequence[BilledPeriod],
+    charges: Mapping[tuple[UUID, str], tuple[Line, ...]],
+    issue: Issue,
+) -> list[tuple[BilledPeriod, UUID, Settled, Account]]:
+    """Settle in the order of time: what one invoice leaves over is there for the next."""
+    tenants = list({billed.tenant_id for billed in periods})
+    accounts = dict(adjustments.accounts(conn, tenants))
+    settled = []
+    for billed in periods:
+        lines = charges.get((billed.tenant_id, billed.period))
+        if lines is None:
+            continue
+        least = issue.minimum_charges.get(billed.currency, 0)
+        account = replace(accounts[billed.tenant_id], minimum_charge_minor=least)
+        invoice_id, content = uuid4(), settle(billed, lines, account)
+        credit = rows.refund_credit(invoice_id, content, issue.now)
+        accounts[billed.tenant_id] = after(account, content, credit)
+        settled.append((billed, invoice_id, content, account))
+    return settled
+
+
 def _take_numbers(conn: Connection[Any], count: int, now: datetime) -> list[str]:
     if not count:
         return []
@@ -324,82 +345,24 @@ def _take_numbers(conn: Connection[Any], count: int, now: datetime) -> list[str]
     return [f"{series}-{n:06d}" for n in range(last - count + 1, last + 1)]
 
 
-def _insert_invoices(conn: Connection[Any], invoices: Sequence[Invoice]) -> None:
-    ids = [uuid4() for _ in invoices]
+def _insert_invoices(conn: Connection[Any], issued: Sequence[rows.Issued]) -> None:
+    if not issued:
+        return
+    for name, records in rows.records(issued).items():
+        if records:
+            given = {"rows": Jsonb(records, dumps=json.dumps), "now": issued[0].invoice.issued_at}
+            conn.execute(SQL[name], given)
     keys = {
-        "tenants": [invoice.billed.tenant_id for invoice in invoices],
-        "invoice_ids": ids,
+        "tenants": [one.invoice.billed.tenant_id for one in issued],
+        "invoice_ids": [one.invoice_id for one in issued],
     }
-    rows = [_invoice_row(invoice, i) for invoice, i in zip(invoices, ids, strict=True)]
-    lines = [
-        _line_row(invoice, line, i)
-        for invoice, i in zip(invoices, ids, strict=True)
-        for line in invoice.lines
-    ]
-    conn.execute(SQL["insert_invoices"], {"invoices": _records(rows)})
-    conn.execute(SQL["insert_lines"], {"lines": _records(lines)})
     conn.execute(SQL["finalize_invoices"], keys)
     conn.execute(SQL["settle_empty_invoices"], keys)
-    entries = [
-        {
-            "tenant_id": str(invoice.billed.tenant_id),
-            "txn_key": f"invoice/{i}",
-            "account": account,
-            "currency": invoice.billed.currency,
-            "amount_minor": minor,
-        }
-        for invoice, i in zip(invoices, ids, strict=True)
-        for account, minor in ledger_entries(invoice).items()
-    ]
-    if entries:
-        now = invoices[0].issued_at
-        conn.execute(SQL["insert_ledger_txns"], {"entries": _records(entries), "now": now})
-        conn.execute(SQL["insert_ledger_entries"], {"entries": _records(entries)})
-
-
-def _invoice_row(invoice: Invoice, invoice_id: UUID) -> dict[str, Any]:
-    billed = invoice.billed
-    return {
-        "tenant_id": str(billed.tenant_id),
-        "invoice_id": str(invoice_id),
-        "period": billed.period,
-        "number": invoice.number,
-        "currency": billed.currency,
-        "total_minor": invoice.total_minor,
-        "issued_at": str(invoice.issued_at),
-        "snapshot": {"tenant": billed.tenant, "organization": billed.organization},
-        "content_hash": (invoice.content_hash or b"").hex(),
-    }
-
-
-def _line_row(invoice: Invoice, line: Line, invoice_id: UUID) -> dict[str, Any]:
-    return {
-        "tenant_id": str(invoice.billed.tenant_id),
-        "invoice_id": str(invoice_id),
-        "key": line.key,
-        "kind": line.kind,
-        "meter": line.meter,
-        "starts_at": str(line.starts_at),
-        "ends_at": str(line.ends_at),
-        "quantity": plain(line.quantity),
-        "exact": plain(line.exact),
-        "amount_minor": line.amount_minor,
-        "detail": dict(line.detail),
-    }
-
-
-def _records(rows: Iterable[dict[str, Any]]) -> Jsonb:
-    return Jsonb(list(rows), dumps=json.dumps)
-
-
-def _line(row: dict[str, Any]) -> Line:
-    fields = {name: row[name] for name in Line.__dataclass_fields__}
-    return Line(**fields | {"starts_at": _utc(row["starts_at"]), "ends_at": _utc(row["ends_at"])})
 
 
 def _in_utc(billed: BilledPeriod) -> BilledPeriod:
-    return replace(billed, starts_at=_utc(billed.starts_at), ends_at=_utc(billed.ends_at))
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC)
+    return replace(
+        billed,
+        starts_at=billed.starts_at.astimezone(UTC),
+        ends_at=billed.ends_at.astimezone(UTC),
+    )

@@ -13,6 +13,7 @@ from botplane.billing.invoices import (
     BilledPeriod,
     Invoice,
     Line,
+    Settled,
     Status,
     draft,
     finalize,
@@ -84,7 +85,7 @@ CALLS = a_line(
 
 def final(*lines: Line) -> Invoice:
     """Return an issued invoice."""
-    return finalize(BILLED, lines, "INV-2026-000007", at("2026-11-01T06:00:00Z"))
+    return finalize(BILLED, Settled(lines=lines), "INV-2026-000007", at("2026-11-01T06:00:00Z"))
 
 
 def test_table_is_readable() -> None:
@@ -122,7 +123,9 @@ Content hash sha256:{digest.hex()}
 
 
 def test_draft_says_why_it_is_one() -> None:
-    text = render_table(draft(BILLED, (HALF,), "The period runs until 2026-10-31 23:00 UTC."))
+    text = render_table(
+        draft(BILLED, Settled(lines=(HALF,)), "The period runs until 2026-10-31 23:00 UTC.")
+    )
 
     assert "DRAFT" in text.splitlines()[0]
     assert "Provisional   The period runs until 2026-10-31 23:00 UTC." in text
@@ -163,9 +166,11 @@ def test_ledger_entries_sum_to_zero() -> None:
     entries = ledger_entries(final(HALF, RUNTIME, CALLS))
 
     assert entries == {
-        "receivable": 130261,
-        "revenue_subscription": -4950,
-        "revenue_usage": -125311,
+        "invoice": {
+            "receivable": 130261,
+            "revenue_subscription": -4950,
+            "revenue_usage": -125311,
+        }
     }
 
 

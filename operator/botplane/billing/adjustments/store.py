@@ -1,0 +1,231 @@
+"""Coupons, taxes and credits in Postgres; each grant is in the audit chain of its tenant."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import errors
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from botplane.billing.money import decimal, to_minor
+from botplane.billing.settlement import CREDIT_KINDS, Account, Coupon, Credit, TaxRule
+from botplane.errors import Rejected
+from botplane.store.errors import translated_errors
+from botplane.store.queries import load_queries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from psycopg import Connection
+
+SQL = load_queries(__package__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Who asks for a change of whose account, and when."""
+
+    tenant: str
+    actor: str
+    now: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class CouponTerms:
+    """A coupon as finance people write it: `percent`, or `amount` of the major unit.
+
+    Attributes:
+        target: `invoice`, `subscription`, `usage`, `commission`, or a meter as `usage/rpc_calls`.
+        uses: Invoices that it lowers; None is every one while it is valid.
+        starts_at: None is now.
+    """
+
+    code: str
+    percent: str | None = None
+    amount: str | None = None
+    target: str = "invoice"
+    uses: int | None = 1
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreditTerms:
+    """A credit as finance people write it; its id makes a repeated grant one grant."""
+
+    credit_id: str
+    amount: str
+    kind: str = "promotional"
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaxTerms:
+    """A tax rate from a moment on (None: from now); `reason` says why a rate is 0."""
+
+    name: str
+    rate: str
+    target: str = "all"
+    reason: str | None = None
+    starts_at: datetime | None = None
+
+
+def accounts(conn: Connection[Any], tenants: Sequence[UUID]) -> Mapping[UUID, Account]:
+    """Return what lowers and raises the next invoice of each tenant; runs in a transaction."""
+    found: dict[str, dict[UUID, list[Any]]] = {}
+    for name, kind in (("coupons", Coupon), ("taxes", TaxRule), ("credits", Credit)):
+        of_tenant = found[name] = defaultdict(list)
+        with conn.cursor(row_factory=dict_row) as cursor:
+            for row in cursor.execute(SQL[name], {"tenants": list(tenants)}):
+                values = {field.name: row[field.name] for field in fields(kind)}
+                of_tenant[row["tenant_id"]].append(kind(**values))
+    carried: dict[UUID, int] = dict(
+        conn.execute(SQL["carried"], {"tenants": list(tenants)}).fetchall()
+    )
+    return {
+        tenant_id: Account(
+            coupons=tuple(found["coupons"][tenant_id]),
+            taxes=tuple(found["taxes"][tenant_id]),
+            credits=tuple(found["credits"][tenant_id]),
+            carried_minor=carried.get(tenant_id, 0),
+        )
+        for tenant_id in tenants
+    }
+
+
+def grant_coupon(conn: Connection[Any], order: Order, terms: CouponTerms) -> None:
+    """Grant a coupon to a tenant.
+
+    Raises:
+        Rejected: There is no such tenant, the code was granted to it before, or the terms are
+            not possible.
+    """
+    with granting(conn, order, f"Coupon {terms.code}") as (tenant_id, currency):
+        row = vars(terms) | {
+            "tenant_id": tenant_id,
+            "percent": None if terms.percent is None else decimal(terms.percent),
+            "amount_minor": None if terms.amount is None else to_minor(terms.amount, currency),
+            "starts_at": terms.starts_at or order.now,
+            "now": order.now,
+        }
+        conn.execute(SQL["grant_coupon"], row)
+        record(conn, order, tenant_id, ("coupon.grant", terms.code, _said(terms)))
+
+
+def end_coupon(conn: Connection[Any], order: Order, code: str) -> None:
+    """Let a coupon count for no period that has not begun; what it lowered stays.
+
+    Raises:
+        Rejected: There is no such tenant, or it has no such coupon that is valid.
+    """
+    with granting(conn, order, f"Coupon {code}") as (tenant_id, _):
+        row = {"tenant_id": tenant_id, "code": code, "now": order.now}
+        if not conn.execute(SQL["end_coupon"], row).rowcount:
+            raise Rejected("CouponNotFound", f"Tenant {order.tenant} has no valid coupon {code}.")
+        record(conn, order, tenant_id, ("coupon.end", code, {}))
+
+
+def grant_credit(conn: Connection[Any], order: Order, terms: CreditTerms) -> None:
+    """Grant money in advance.
+
+    Raises:
+        Rejected: There is no such tenant, the id was granted before, or the terms are not
+            possible.
+    """
+    if terms.kind not in CREDIT_KINDS[:2]:
+        raise Rejected("TermsInvalid", f"A credit is promotional or purchased, not {terms.kind}.")
+    with granting(conn, order, f"Credit {terms.credit_id}") as (tenant_id, currency):
+        amount = to_minor(terms.amount, currency)
+        row = vars(terms) | {"tenant_id": tenant_id, "amount_minor": amount, "now": order.now}
+        conn.execute(SQL["grant_credit"], row)
+        record(conn, order, tenant_id, ("credit.grant", terms.credit_id, _said(terms)))
+
+
+def set_tax(conn: Connection[Any], order: Order, terms: TaxTerms) -> None:
+    """Set the rate of a tax from a moment on; a rate that is so already changes nothing.
+
+    Raises:
+        Rejected: There is no such tenant, or the rate would change the past.
+    """
+    with granting(conn, order, f"Tax {terms.name}") as (tenant_id, _):
+        row = vars(terms) | {
+            "tenant_id": tenant_id,
+            "rate": decimal(terms.rate),
+            "starts_at": terms.starts_at or order.now,
+        }
+        current = conn.execute(SQL["current_tax"], row).fetchone()
+        if current is not None and current[:2] == (row["rate"], terms.reason):
+            return
+        if current is not None and current[2] >= row["starts_at"]:
+            raise Rejected(
+                "TaxFixed",
+                f"{terms.name} of {order.tenant} is set from {current[2]} on; choose a later day.",
+            )
+        conn.execute(SQL["end_tax"], row)
+        conn.execute(SQL["begin_tax"], row)
+        record(conn, order, tenant_id, ("tax.set", terms.name, _said(terms)))
+
+
+def record(
+    conn: Connection[Any],
+    order: Order,
+    tenant_id: UUID,
+    entry: tuple[str, str, Mapping[str, Any]],
+) -> None:
+    """Append (action, object, payload) to the audit chain of a tenant, in the same transaction."""
+    action, subject, payload = entry
+    conn.execute(
+        SQL["audit"],
+        {
+            "chain": f"tenant/{tenant_id}",
+            "actor": order.actor,
+            "action": action,
+            "object": subject,
+            "payload": Jsonb(dict(payload)),
+            "now": order.now,
+        },
+    )
+
+
+def expire_credits(conn: Connection[Any], now: datetime) -> None:
+    """Post what is left of expired credits, once."""
+    with translated_errors(), conn.transaction():
+        conn.execute(SQL["expire_credits"], {"now": now})
+
+
+@contextmanager
+def granting(conn: Connection[Any], order: Order, subject: str) -> Iterator[tuple[UUID, str]]:
+    """Open one transaction on the account of a named tenant; yield its id and currency.
+
+    Raises:
+        Rejected: There is no such tenant, or the database refuses what was asked.
+        Retryable: Postgres is away.
+    """
+    with translated_errors():
+        try:
+            with conn.transaction():
+                row = conn.execute(SQL["open_tenant"], {"tenant": order.tenant}).fetchone()
+                if row is None:
+                    raise Rejected(
+                        "TenantNotFound",
+                        f"No tenant {order.tenant} was ever registered for billing.",
+                    )
+                yield row[0], row[1]
+        except errors.UniqueViolation as error:
+            raise Rejected(
+                "AlreadyGranted", f"{subject} was granted to {order.tenant} before."
+            ) from error
+        except (errors.CheckViolation, psycopg.DataError) as error:
+            message = f"{subject} is not possible: {error.diag.message_primary}."
+            raise Rejected("TermsInvalid", message) from error
+
+
+def _said(terms: CouponTerms | CreditTerms | TaxTerms) -> dict[str, str]:
+    return {name: str(value) for name, value in vars(terms).items() if value is not None}

@@ -1,0 +1,61 @@
+"""What finance people type, and what it does to the next invoice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from typer.testing import CliRunner
+
+from botplane.billing.run import invoice
+from botplane.billing.store import publish_plan
+from botplane.cli import app
+from botplane.tenants.store import register_tenant
+from tests.support.billing import a_plan, an_account, at, complete_until
+
+
+@pytest.fixture
+def acme(
+    conn: psycopg.Connection[Any], migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> psycopg.Connection[Any]:
+    publish_plan(conn, a_plan(fee="100.00"), at("2026-10-01"))
+    register_tenant(conn, an_account(), at("2026-10-01"))
+    complete_until(conn, at("2100-01-01"))
+    monkeypatch.setenv("DATABASE_URL", migrated)
+    return conn
+
+
+def typed(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    return f"{result.exit_code} {result.output}".strip()
+
+
+def test_coupon_credit_and_tax_are_on_the_next_invoice(acme: psycopg.Connection[Any]) -> None:
+    far = "2100-01-01"
+    assert typed("coupon", "grant", "acme", "welcome", "--percent", "20", "--until", far) == "0"
+    assert typed("credit", "grant", "acme", "gift", "30.00", "--expires", far) == "0"
+    assert typed("tenant-tax", "acme", "VAT", "0.19", "--since", "2026-10-01") == "0"
+
+    coming = invoice(acme, "acme", "2026-10", at("2026-10-02"))
+
+    assert (coming.tax_minor, coming.credit_minor) == (1900, 3000)
+    granted_later = acme.execute("SELECT code, percent FROM coupon_grant").fetchall()
+    assert [(code, str(percent)) for code, percent in granted_later] == [("welcome", "20.0000")]
+    actors = acme.execute("SELECT DISTINCT actor <> '' FROM audit_log").fetchall()
+    assert actors == [(True,)]
+
+
+@pytest.mark.usefixtures("acme")
+def test_refusal_is_one_line() -> None:
+    said = typed("coupon", "grant", "nobody", "welcome", "--percent", "20")
+
+    assert said == "1 TenantNotFound: No tenant nobody was ever registered for billing."
+
+
+@pytest.mark.usefixtures("acme")
+def test_coupon_can_be_ended_once() -> None:
+    typed("coupon", "grant", "acme", "always", "--amount", "1.00", "--uses", "0")
+
+    assert typed("coupon", "end", "acme", "always") == "0"
+    assert typed("coupon", "end", "acme", "never").startswith("1 CouponNotFound")
