@@ -36,14 +36,24 @@ $(VENV)/.synced: pyproject.toml uv.lock
 
 .PHONY: check
 check: setup ## Lint, types, import rules, generated files, unit tests: under a minute, no cluster
+	@$(MAKE) --no-print-directory -j2 lint types unit
+
+.PHONY: lint
+lint: setup
 	@test ! -e operator/__init__.py || \
 		{ echo 'operator/__init__.py would shadow the standard library: remove it'; exit 1; }
 	@$(BIN)/python -m tests.support.tree_rules
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
-	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory verify
+
+.PHONY: types
+types: setup
+	@$(BIN)/mypy
+
+.PHONY: unit
+unit: setup
 	@$(BIN)/python -m pytest -q tests/unit
 
 .PHONY: test
