@@ -60,7 +60,7 @@ def access_attacks(scene: Scene) -> list[Attack]:
         Attack(
             id="ISO-002",
             actor="A",
-            title=f"every verb on every resource in {', '.join(scene.others)}",
+            title="every verb on every resource in namespaces of others and of the system",
             steps=tuple(MayNot(namespace=other) for other in scene.others),
         ),
         Attack(
@@ -155,11 +155,11 @@ UNPROVED: tuple[tuple[str, str, str, Verdict, str], ...] = (
     ),
     (
         "ISO-093", "X", "one of two reasons of suspension is cleared",
-        Verdict.NOT_OFFERED, "User is the only reason of suspension yet",
+        Verdict.ELSEWHERE, "tests/cluster/test_lifecycle.py: resumes when the last is gone",
     ),
     (
         "ISO-094", "X", "a plan lowered below use, then a node drained",
-        Verdict.NOT_OFFERED, "quotas follow the plan at once; there is no ratchet yet",
+        Verdict.ELSEWHERE, "tests/cluster/test_lifecycle.py: kills nothing, lets nothing grow",
     ),
     (
         "ISO-096", "X", "more sold than the cluster has",
@@ -175,7 +175,7 @@ UNPROVED: tuple[tuple[str, str, str, Verdict, str], ...] = (
     ),
     (
         "ISO-104", "X", "retention, legal hold, erasure",
-        Verdict.NOT_OFFERED, "only retentionDays 0 purges yet",
+        Verdict.NOT_OFFERED, "retention: tests/cluster/test_lifecycle.py; holds do not exist",
     ),
     (
         "ISO-105", "X", "Postgres down while tenants change",

@@ -164,18 +164,24 @@ class Api:
         return {"Impersonate-User": self._users[actor]}
 
 
-def open_api() -> Api:
-    """Return access to the cluster of the kubeconfig, or of the pod that this runs in.
+def open_api(kubeconfig: str | None = None) -> Api:
+    """Return access to a cluster.
+
+    Args:
+        kubeconfig: Path; None takes `KUBECONFIG`, the pod's own account, or the user's default.
 
     Raises:
-        Rejected: There is neither.
+        Rejected: There is no cluster.
     """
     settings = Configuration()
     from_pod: Callable[..., None] = config.load_incluster_config
     from_file: Callable[..., None] = config.load_kube_config
-    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+    named = kubeconfig is not None or "KUBECONFIG" in os.environ
     try:
-        (from_pod if in_pod else from_file)(client_configuration=settings)
+        if "KUBERNETES_SERVICE_HOST" in os.environ and not named:
+            from_pod(client_configuration=settings)
+        else:
+            from_file(kubeconfig, client_configuration=settings)
     except config.ConfigException as error:
         raise Rejected("NoCluster", str(error)) from error
     settings.connection_pool_maxsize = CONCURRENT_CALLS
