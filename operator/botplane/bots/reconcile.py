@@ -31,7 +31,8 @@ KINDS = frozenset(
     }
 )  # fmt: skip
 RUNNING_KINDS = frozenset({"Deployment", "HorizontalPodAutoscaler", "CronJob"})
-SECRET_POLL_SECONDS = 3.0
+UNWATCHED_SECONDS = 3.0
+"""How often to look at what is not watched: the tenant's Secrets, and what is in our way."""
 MOST_WAIT_SECONDS = 3600.0
 
 
@@ -88,7 +89,7 @@ class BotReconciler:
             await self._stop(key, progress)
         progress.workload = self._workload(key)
         progress.changed |= await self._report(body, spec, tenant, progress)
-        after = SECRET_POLL_SECONDS if missing else None
+        after = UNWATCHED_SECONDS if missing or progress.conflict else None
         if progress.deadline is not None and not progress.suspended:
             left = (progress.deadline - self._around.clock()).total_seconds()
             after = min(after or MOST_WAIT_SECONDS, max(left, 1.0))

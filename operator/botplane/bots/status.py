@@ -46,6 +46,11 @@ class Progress:
         """What makes another pass worthwhile."""
         return next((e for e in self.failed.values() if isinstance(e, Retryable)), None)
 
+    @property
+    def conflict(self) -> bool:
+        """Whether something that is not ours is in the way; it is not watched."""
+        return any(error.reason == "Conflict" for error in self.failed.values())
+
 
 def bot_verdicts(progress: Progress) -> list[Verdict]:
     """Return every condition of the bot."""

@@ -118,9 +118,8 @@ class TenantReconciler:
                 context = self._context(body, spec, plan, suspended=suspended)
                 await self._set_up(body, context, progress)
         progress.changed |= await self._report(body, spec, plan, progress)
-        conflict = progress.blocked is not None and progress.blocked.reason == "NamespaceConflict"
-        # A namespace that is not ours is not watched, nor is what a quota counts.
-        unwatched = conflict or progress.quota_excess or progress.waits_for_capacity
+        # What is not ours is not watched, nor is what a quota counts.
+        unwatched = progress.conflict or progress.quota_excess or progress.waits_for_capacity
         after = LOOK_AGAIN_SECONDS if unwatched else None
         return Done(changed=progress.changed, retry=progress.retry, after_seconds=after)
 

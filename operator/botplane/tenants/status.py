@@ -54,6 +54,13 @@ class Progress:
         waiting = [e for e in (*self.failed.values(), self.billing) if isinstance(e, Retryable)]
         return waiting[0] if waiting else None
 
+    @property
+    def conflict(self) -> bool:
+        """Whether something that is not ours is in the way; it is not watched."""
+        reasons = {error.reason for error in self.failed.values()}
+        reasons |= {self.blocked.reason} if self.blocked else set()
+        return bool(reasons & {"Conflict", "NamespaceConflict"})
+
 
 def tenant_verdicts(progress: Progress) -> list[Verdict]:
     """Return every condition of the tenant, in order of the steps."""
