@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -18,6 +20,8 @@ from tests.support.controlplane.waiting import until
 
 ROOT = Path(__file__).parents[2]
 BOTPLANE = str(Path(sys.executable).parent / "botplane")
+COMMAND = shlex.split(os.environ.get("BOTPLANE_COMMAND") or BOTPLANE)
+"""The command; fault tests put another one before it."""
 OPERATOR_USER = "system:serviceaccount:botplane-system:botplane-operator"
 MASTER_KEY = "a master key for the demo and for tests only"
 
@@ -108,7 +112,7 @@ class Installation:
     def botplane(self, *arguments: str) -> str:
         """Run the command `botplane` and return what it prints."""
         done = subprocess.run(
-            [BOTPLANE, *arguments],
+            [*COMMAND, *arguments],
             capture_output=True,
             text=True,
             check=False,
@@ -123,7 +127,7 @@ class Installation:
     ) -> processes.Program:
         return processes.Program(
             name=record or name,
-            argv=(BOTPLANE, name),
+            argv=(*COMMAND, name),
             environment=self._settings(name) | extra,
         )
 

@@ -150,6 +150,7 @@ class World:
         try:
             self.api.delete(path_of(kind, namespace, name))
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code != 404:
                 raise
 

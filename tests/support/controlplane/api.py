@@ -25,14 +25,19 @@ class Api:
         """Return the parsed answer to a GET, or None if the server refuses or is away."""
         try:
             return json.loads(self._send("GET", path))
+        except urllib.error.HTTPError as refused:
+            # It holds the connection until it is closed.
+            refused.close()
         except (OSError, ValueError):
-            return None
+            pass
+        return None
 
     def create(self, path: str, body: dict[str, Any]) -> None:
         """Create an object; one that exists already is left as it is."""
         try:
             self._send("POST", path, body)
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code != CONFLICT:
                 raise
 
