@@ -235,6 +235,23 @@ def tenant_tax(  # noqa: PLR0913 - one parameter per option
     _ask(lambda conn, now: store.set_tax(conn, _order(tenant, now), terms))
 
 
+@app.command("credit-note")
+def credit_note(
+    invoice_number: Annotated[str, typer.Argument(help="Such as INV-2026-000001.")],
+    reference: Annotated[str, typer.Argument(help="Your own; the same one is the same note.")],
+    amount: Annotated[str, typer.Argument(help="Tax included, such as 10.00.")],
+    reason: Annotated[str, typer.Option(help="Shown on the note.")],
+) -> None:
+    """Take back part of an issued invoice: from what is owed on it, else as a credit."""
+    from botplane.billing.adjustments import store
+
+    terms = store.NoteTerms(
+        invoice_number=invoice_number, reference=reference, amount=amount, reason=reason
+    )
+    actor = getpass.getuser()
+    typer.echo(_ask(lambda conn, now: store.issue_credit_note(conn, terms, actor, now)))
+
+
 @app.command("plan-preview")
 def plan_preview(
     tenant: TenantName, plan: Annotated[str, typer.Argument(help="Name of the Plan.")]

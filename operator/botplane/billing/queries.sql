@@ -95,6 +95,22 @@ SELECT tenant_id, period, line_key AS key, kind, meter, starts_at, ends_at, quan
     amount_minor, detail
 FROM charge(%(tenants)s, %(periods)s, %(until)s)
 
+-- take_late --
+-- Take the marks of billed periods that the next invoice of a tenant corrects, up to 13 months back.
+-- They go before the usage is read: what arrives in between is marked again.
+DELETE FROM late_usage l
+USING unnest(%(tenants)s::uuid[], %(starts)s::timestamptz[]) AS n (tenant_id, starts_at),
+    billing_period b
+WHERE l.tenant_id = n.tenant_id AND b.tenant_id = l.tenant_id AND b.period = l.period
+    AND b.state = 'closed' AND b.ends_at <= n.starts_at
+    AND b.ends_at > n.starts_at - interval '13 months'
+RETURNING l.tenant_id, l.period
+
+-- corrections --
+SELECT tenant_id, line_key AS key, 'correction' AS kind, meter, starts_at, ends_at, quantity, exact,
+    amount_minor, detail, corrects_invoice, corrects_key
+FROM corrections(%(tenants)s, %(periods)s)
+
 -- take_numbers --
 -- Advance the counter of a series and return the last number taken; a rollback gives them back.
 INSERT INTO invoice_counter AS c (series, last) VALUES (%(series)s, %(count)s)

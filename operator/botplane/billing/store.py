@@ -292,7 +292,11 @@ def _issue(conn: Connection[Any], periods: Sequence[BilledPeriod], issue: Issue)
     if not periods:
         return
     charges = _charges(conn, periods, max(billed.ends_at for billed in periods))
-    settled = _settled(conn, periods, charges, issue)
+    billable = [billed for billed in periods if (billed.tenant_id, billed.period) in charges]
+    for tenant_id, lines in _corrections(conn, billable).items():
+        first = next(billed for billed in billable if billed.tenant_id == tenant_id)
+        charges[tenant_id, first.period] += lines
+    settled = _settled(conn, billable, charges, issue)
     moment = issue.now.replace(microsecond=0)
     numbers = _take_numbers(conn, len(settled), issue.now)
     issued = [
@@ -313,6 +317,23 @@ def _issue(conn: Connection[Any], periods: Sequence[BilledPeriod], issue: Issue)
     )
 
 
+def _corrections(
+    conn: Connection[Any], periods: Sequence[BilledPeriod]
+) -> dict[UUID, tuple[Line, ...]]:
+    """Return what the first of each tenant's periods corrects of those billed before."""
+    first = {billed.tenant_id: billed.starts_at for billed in reversed(periods)}
+    marks = {"tenants": list(first), "starts": list(first.values())}
+    late = conn.execute(SQL["take_late"], marks).fetchall()
+    if not late:
+        return {}
+    names = {"tenants": [row[0] for row in late], "periods": [row[1] for row in late]}
+    lines: dict[UUID, tuple[Line, ...]] = {}
+    with conn.cursor(row_factory=dict_row) as cursor:
+        for row in cursor.execute(SQL["corrections"], names):
+            lines[row["tenant_id"]] = (*lines.get(row["tenant_id"], ()), rows.read_line(row))
+    return lines
+
+
 def _settled(
     conn: Connection[Any],
     periods: Sequence[BilledPeriod],
@@ -324,12 +345,12 @@ def _settled(
     accounts = dict(adjustments.accounts(conn, tenants))
     settled = []
     for billed in periods:
-        lines = charges.get((billed.tenant_id, billed.period))
-        if lines is None:
-            continue
         least = issue.minimum_charges.get(billed.currency, 0)
         account = replace(accounts[billed.tenant_id], minimum_charge_minor=least)
-        invoice_id, content = uuid4(), settle(billed, lines, account)
+        invoice_id, content = (
+            uuid4(),
+            settle(billed, charges[billed.tenant_id, billed.period], account),
+        )
         credit = rows.refund_credit(invoice_id, content, issue.now)
         accounts[billed.tenant_id] = after(account, content, credit)
         settled.append((billed, invoice_id, content, account))

@@ -69,3 +69,48 @@ INSERT INTO ledger_entry (tenant_id, txn_key, account, currency, amount_minor)
 SELECT e.tenant_id, e.txn_key, a.account, e.currency, a.sign * e.left_minor
 FROM expired e JOIN entered n ON n.tenant_id = e.tenant_id AND n.txn_key = e.txn_key
 CROSS JOIN (VALUES ('customer_credit', 1), ('credit_given', -1)) AS a (account, sign)
+
+-- creditable_invoice --
+-- An issued invoice by number, and what is left of it to credit and to pay.
+SELECT i.tenant_id, t.name AS tenant, i.invoice_id, i.currency, i.status, i.total_minor,
+    i.tax_minor, i.due_minor,
+    COALESCE((SELECT sum(n.amount_minor) FROM credit_note n
+        WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id), 0)::bigint AS noted_minor,
+    COALESCE((SELECT sum(n.amount_minor) FROM credit_note n
+        WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id
+            AND n.settled_by = 'reduce_due'), 0)::bigint AS reduced_minor
+FROM invoice i JOIN tenant t ON t.tenant_id = i.tenant_id
+WHERE i.number = %(number)s
+FOR NO KEY UPDATE OF i
+
+-- credit_note --
+SELECT number FROM credit_note WHERE tenant_id = %(tenant_id)s AND reference = %(reference)s
+
+-- insert_credit_note --
+INSERT INTO credit_note (tenant_id, reference, invoice_id, number, reason, amount_minor, tax_minor,
+    settled_by, issued_at)
+VALUES (%(tenant_id)s, %(reference)s, %(invoice_id)s, %(number)s, %(reason)s, %(amount_minor)s,
+    %(tax_minor)s, %(settled_by)s, %(now)s)
+
+-- credit_of_note --
+INSERT INTO credit_grant (tenant_id, credit_id, kind, amount_minor, granted_at)
+VALUES (%(tenant_id)s, %(credit_id)s, 'credit_note', %(amount_minor)s, %(now)s)
+
+-- note_txn --
+INSERT INTO ledger_txn (tenant_id, txn_key, at) VALUES (%(tenant_id)s, %(txn_key)s, %(now)s)
+
+-- note_entries --
+INSERT INTO ledger_entry (tenant_id, txn_key, account, currency, amount_minor)
+SELECT %(tenant_id)s, %(txn_key)s, e.account, %(currency)s, e.amount_minor
+FROM jsonb_each_text(%(entries)s) AS t (account, amount),
+    LATERAL (SELECT t.account, t.amount::bigint AS amount_minor) AS e
+WHERE e.amount_minor <> 0
+
+-- settle_invoice --
+UPDATE invoice SET status = 'paid'
+WHERE tenant_id = %(tenant_id)s AND invoice_id = %(invoice_id)s AND status <> 'paid'
+
+-- take_number --
+INSERT INTO invoice_counter AS c (series, last) VALUES (%(series)s, 1)
+ON CONFLICT (series) DO UPDATE SET last = c.last + 1
+RETURNING last

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import errors
-from psycopg.rows import dict_row
+from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
+from botplane.billing.adjustments.notes import Creditable, Note, credit_note
 from botplane.billing.money import decimal, to_minor
 from botplane.billing.settlement import CREDIT_KINDS, Account, Coupon, Credit, TaxRule
 from botplane.errors import Rejected
@@ -171,6 +173,60 @@ def set_tax(conn: Connection[Any], order: Order, terms: TaxTerms) -> None:
         conn.execute(SQL["end_tax"], row)
         conn.execute(SQL["begin_tax"], row)
         record(conn, order, tenant_id, ("tax.set", terms.name, _said(terms)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoteTerms:
+    """A credit note as finance people write it; `reference` makes a repeated one the same note."""
+
+    invoice_number: str
+    reference: str
+    amount: str
+    reason: str
+
+
+def issue_credit_note(conn: Connection[Any], terms: NoteTerms, actor: str, now: datetime) -> str:
+    """Take back part of an issued invoice and return the number of the note.
+
+    It lowers what is owed on the invoice; where that is less, it pays for coming invoices.
+
+    Raises:
+        Rejected: There is no such invoice, or it cannot be credited with so much.
+    """
+    with translated_errors(), conn.transaction():
+        with conn.cursor(row_factory=class_row(Creditable)) as cursor:
+            number = {"number": terms.invoice_number}
+            invoice = cursor.execute(SQL["creditable_invoice"], number).fetchone()
+        if invoice is None:
+            raise Rejected("InvoiceNotFound", f"No invoice {terms.invoice_number} was issued.")
+        row = vars(terms) | vars(invoice) | {"now": now}
+        known = conn.execute(SQL["credit_note"], row).fetchone()
+        if known is not None:
+            return str(known[0])
+        note = credit_note(invoice, to_minor(terms.amount, invoice.currency))
+        row |= vars(note) | {"number": _note_number(conn, now)}
+        conn.execute(SQL["insert_credit_note"], row)
+        _post_note(conn, note, row)
+        order = Order(tenant=invoice.tenant, actor=actor, now=now)
+        said = {"invoice": terms.invoice_number, "amount": terms.amount, "reason": terms.reason}
+        record(conn, order, invoice.tenant_id, ("credit_note.issue", row["number"], said))
+        return str(row["number"])
+
+
+def _note_number(conn: Connection[Any], now: datetime) -> str:
+    series = f"CN-{now.astimezone(UTC):%Y}"
+    row = conn.execute(SQL["take_number"], {"series": series}).fetchone()
+    return f"{series}-{row[0] if row else 0:06d}"
+
+
+def _post_note(conn: Connection[Any], note: Note, row: dict[str, Any]) -> None:
+    entered = row | {"txn_key": f"note/{row['number']}", "entries": Jsonb(note.entries)}
+    conn.execute(SQL["note_txn"], entered)
+    conn.execute(SQL["note_entries"], entered)
+    if note.settled_by == "credit":
+        conn.execute(SQL["credit_of_note"], row | {"credit_id": f"note/{row['number']}"})
+    if note.closes:
+        conn.execute(SQL["settle_invoice"], row)
 
 
 def record(

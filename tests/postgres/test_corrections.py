@@ -1,0 +1,330 @@
+"""What arrives late is on the next invoice, once, at the prices of its own time; and notes."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from botplane.billing.adjustments.store import (
+    CouponTerms,
+    CreditTerms,
+    NoteTerms,
+    Order,
+    TaxTerms,
+    grant_coupon,
+    grant_credit,
+    issue_credit_note,
+    set_tax,
+)
+from botplane.billing.invoices import Line
+from botplane.billing.run import billing_run, invoice
+from botplane.billing.store import publish_plan
+from botplane.errors import Rejected
+from botplane.tenants.store import register_tenant
+from tests.support.billing import (
+    Run,
+    a_plan,
+    an_account,
+    at,
+    complete_until,
+    per_hour,
+    record_runs,
+    record_usage,
+    record_won_and_lost,
+    whole_content,
+)
+from tests.support.until import until
+
+NOV, DEC, JAN = at("2026-11-02"), at("2026-12-02"), at("2027-01-02")
+LATE = at("2026-10-20T12:00:00Z")
+GRADUATED = {
+    "meter": "rpc_calls",
+    "model": "Graduated",
+    "included": "100000",
+    "tiers": [
+        {"upTo": "500000", "unitPrice": "0.00002"},
+        {"upTo": "1000000", "unitPrice": "0.000015"},
+        {"unitPrice": "0.00001"},
+    ],
+}
+
+
+@pytest.fixture
+def acme(conn: psycopg.Connection[Any]) -> UUID:
+    """A tenant that made 1,234,567 calls in October, billed in November."""
+    plan = a_plan(
+        prices=[GRADUATED, per_hour("0.06")],
+        commission={"rate": "0.10"},
+    )
+    publish_plan(conn, plan, at("2026-10-01"))
+    account = an_account()
+    register_tenant(conn, account, at("2026-10-01"))
+    calls(conn, account.tenant_id, LATE, 1_234_567)
+    bill(conn, NOV)
+    return account.tenant_id
+
+
+def calls(conn: psycopg.Connection[Any], tenant_id: UUID, moment: datetime, number: int) -> None:
+    record_usage(conn, tenant_id, [(moment, "rpc_calls", Decimal(number))])
+
+
+def bill(conn: psycopg.Connection[Any], moment: datetime) -> None:
+    complete_until(conn, moment)
+    billing_run(conn, moment)
+
+
+def corrections(conn: psycopg.Connection[Any], period: str) -> list[Line]:
+    lines = invoice(conn, "acme", period, JAN).lines
+    return [line for line in lines if line.kind == "correction"]
+
+
+def test_late_usage_is_rated_with_the_whole_old_period_and_charged_once(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    first = invoice(conn, "acme", "2026-10", NOV)
+    assert first.total_minor == 1885
+    calls(conn, acme, LATE, 50_000)
+    calls(conn, acme, at("2026-11-20"), 100_000)
+
+    bill(conn, DEC)
+    bill(conn, JAN)
+
+    [line] = corrections(conn, "2026-11")
+    assert (line.amount_minor, str(line.exact.normalize()), line.meter) == (50, "0.5", "rpc_calls")
+    assert line.detail == {
+        "number": first.number,
+        "period": "2026-10",
+        "wasMinor": 1885,
+        "nowMinor": 1935,
+    }
+    assert invoice(conn, "acme", "2026-11", DEC).total_minor == 50
+    assert corrections(conn, "2026-12") == []
+    assert invoice(conn, "acme", "2026-10", DEC).content_hash == first.content_hash
+
+
+def test_second_late_usage_adds_to_the_first(conn: psycopg.Connection[Any], acme: UUID) -> None:
+    calls(conn, acme, LATE, 50_000)
+    bill(conn, DEC)
+    calls(conn, acme, LATE, 50_400)
+
+    bill(conn, JAN)
+
+    # 18.84567 -> 19.34567 -> 19.84967: each amount is that of the sum, less what was billed.
+    [line] = corrections(conn, "2026-12")
+    assert line.amount_minor == 1985 - 1935
+
+
+def test_mark_without_a_difference_makes_no_line(conn: psycopg.Connection[Any], acme: UUID) -> None:
+    calls(conn, acme, LATE, 50_000)
+    calls(conn, acme, LATE, -50_000)
+    assert conn.execute("SELECT period FROM late_usage").fetchall() == [("2026-10",)]
+
+    bill(conn, DEC)
+
+    assert corrections(conn, "2026-11") == []
+    assert conn.execute("SELECT period FROM late_usage").fetchall() == []
+
+
+def test_usage_that_is_taken_back_becomes_a_credit_for_the_next_invoice(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    calls(conn, acme, LATE, -1_234_567)
+    calls(conn, acme, at("2026-12-20"), 600_000)
+
+    bill(conn, DEC)
+    bill(conn, JAN)
+
+    lower = invoice(conn, "acme", "2026-11", JAN)
+    assert (lower.total_minor, lower.refunded_minor, lower.due_minor) == (-1885, 1885, 0)
+    assert lower.status == "paid"
+    assert invoice(conn, "acme", "2026-12", JAN).credit_minor == 1000
+    left = conn.execute("SELECT kind, left_minor FROM credit_left").fetchall()
+    assert left == [("credit_note", 885)]
+
+
+def test_interval_that_ended_earlier_than_billed_is_corrected(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    record_runs(conn, acme, [Run(start=at("2026-11-29"), end=None)])
+    bill(conn, DEC)
+
+    conn.execute(
+        "UPDATE runtime_interval SET ended_at = '2026-11-30T00:00:00Z',"
+        " close_reason = 'node_lost', close_quality = 'bounded'"
+    )
+    bill(conn, JAN)
+
+    [line] = corrections(conn, "2026-12")
+    assert (int(line.quantity), line.amount_minor) == (-24 * 3600, -144)
+
+
+def test_interval_that_ends_after_the_billed_period_marks_nothing(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    record_runs(conn, acme, [Run(start=at("2026-11-29"), end=None)])
+    bill(conn, DEC)
+    conn.execute("UPDATE runtime_interval SET last_seen_at = '2026-12-01T09:00:00Z'")
+    conn.execute(
+        "UPDATE runtime_interval SET ended_at = '2026-12-01T10:00:00Z',"
+        " close_reason = 'terminated', close_quality = 'exact'"
+    )
+
+    assert conn.execute("SELECT period FROM late_usage").fetchall() == []
+
+
+def test_late_trade_is_corrected(conn: psycopg.Connection[Any], acme: UUID) -> None:
+    record_won_and_lost(conn, acme, [(LATE, Decimal(100), Decimal(1))])
+
+    bill(conn, DEC)
+
+    [line] = corrections(conn, "2026-11")
+    assert (line.charge_kind, line.amount_minor) == ("commission", 1000)
+    revenue = conn.execute(
+        "SELECT sum(amount_minor)::bigint FROM ledger_entry WHERE account = 'revenue_commission'"
+    ).fetchone()
+    assert revenue == (-1000,)
+
+
+def test_old_prices_count_for_late_usage(conn: psycopg.Connection[Any], acme: UUID) -> None:
+    publish_plan(conn, a_plan(prices=[GRADUATED | {"included": "0"}]), at("2026-11-10"))
+    calls(conn, acme, LATE, 50_000)
+
+    bill(conn, DEC)
+
+    [line] = corrections(conn, "2026-11")
+    assert line.amount_minor == 50
+
+
+def test_usage_of_more_than_thirteen_months_ago_is_left_alone(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    bill(conn, at("2028-01-05"))
+    calls(conn, acme, LATE, 50_000)
+
+    bill(conn, at("2028-02-05"))
+
+    rows = conn.execute("SELECT count(*) FROM invoice_line WHERE kind = 'correction'").fetchone()
+    assert rows == (0,)
+    assert conn.execute("SELECT period FROM late_usage").fetchall() == [("2026-10",)]
+
+
+async def test_usage_that_is_written_while_its_period_is_billed_is_not_lost(
+    conn: psycopg.Connection[Any], migrated: str, acme: UUID
+) -> None:
+    complete_until(conn, DEC)
+    with psycopg.connect(migrated) as writer:
+        calls(writer, acme, at("2026-11-30T23:30:00Z"), 200_000)
+        billing = threading.Thread(target=lambda: _invoice_alone(migrated))
+        billing.start()
+        await until(lambda: _waits_for_a_lock(conn), seconds=20)
+        writer.commit()
+        billing.join()
+
+    assert invoice(conn, "acme", "2026-11", DEC).total_minor == 200
+
+
+def _invoice_alone(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as mine:
+        invoice(mine, "acme", "2026-11", DEC)
+
+
+def _waits_for_a_lock(conn: psycopg.Connection[Any]) -> bool:
+    waiting = conn.execute(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    ).fetchone()
+    return waiting == (1,)
+
+
+def a_note(**more: str) -> NoteTerms:
+    terms = {
+        "invoice_number": "INV-2026-000001",
+        "reference": "T-1",
+        "amount": "8.85",
+        "reason": "Outage",
+    }
+    return NoteTerms(**terms | more)
+
+
+def _balance(conn: psycopg.Connection[Any], account: str) -> int:
+    row = conn.execute(
+        "SELECT COALESCE(sum(amount_minor), 0)::bigint FROM ledger_entry WHERE account = %s",
+        [account],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.usefixtures("acme")
+def test_credit_note_lowers_what_is_owed_and_is_issued_once(
+    conn: psycopg.Connection[Any],
+) -> None:
+    assert issue_credit_note(conn, a_note(), "ana", NOV) == "CN-2026-000001"
+    before = whole_content(conn)
+    assert issue_credit_note(conn, a_note(), "ana", NOV) == "CN-2026-000001"
+
+    assert whole_content(conn) == before
+    assert _balance(conn, "receivable") == 1000
+    assert issue_credit_note(conn, a_note(reference="T-2", amount="10.00"), "ana", NOV)
+    assert _balance(conn, "receivable") == 0
+    assert invoice(conn, "acme", "2026-10", NOV).status == "paid"
+
+
+def test_credit_note_takes_tax_back_in_proportion_and_pays_coming_invoices(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    order = Order(tenant="acme", actor="ana", now=at("2026-10-01"))
+    set_tax(conn, order, TaxTerms(name="VAT", rate="0.19"))
+    grant_coupon(conn, order, CouponTerms(code="c", percent="10"))
+    grant_credit(conn, order, CreditTerms(credit_id="bought", amount="100.00", kind="purchased"))
+    calls(conn, acme, at("2026-11-20"), 600_000)
+    bill(conn, DEC)
+    paid = invoice(conn, "acme", "2026-11", DEC)
+    assert (paid.total_minor, paid.due_minor) == (1071, 0)
+
+    issue_credit_note(conn, a_note(invoice_number=str(paid.number), amount="5.00"), "ana", DEC)
+
+    note = conn.execute("SELECT amount_minor, tax_minor, settled_by FROM credit_note").fetchall()
+    assert note == [(500, 80, "credit")]
+    assert ("note/CN-2026-000001", 500) in conn.execute(
+        "SELECT credit_id, left_minor FROM credit_left"
+    ).fetchall()
+    assert _balance(conn, "customer_credit") == -10000 + 1071 - 500
+
+
+@pytest.mark.usefixtures("acme")
+@pytest.mark.parametrize(
+    ("terms", "reason"),
+    [
+        (a_note(amount="18.86"), "NotCreditable"),
+        (a_note(amount="0"), "NotCreditable"),
+        (a_note(invoice_number="INV-1"), "InvoiceNotFound"),
+    ],
+)
+def test_impossible_credit_note_is_refused(
+    conn: psycopg.Connection[Any], terms: NoteTerms, reason: str
+) -> None:
+    with pytest.raises(Rejected) as refused:
+        issue_credit_note(conn, terms, "ana", NOV)
+
+    assert refused.value.reason == reason
+
+
+@pytest.mark.usefixtures("acme")
+def test_database_refuses_to_credit_more_than_the_invoice(conn: psycopg.Connection[Any]) -> None:
+    issue_credit_note(conn, a_note(), "ana", NOV)
+
+    with pytest.raises(errors.CheckViolation):
+        conn.execute(
+            "INSERT INTO credit_note SELECT tenant_id, 'x', invoice_id, 'x', reason, 1001, 0,"
+            " settled_by, issued_at FROM credit_note"
+        )
+    with pytest.raises(errors.RestrictViolation):
+        conn.execute("DELETE FROM credit_note")
