@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.proxied import ProxiedOperator
+from tests.support.installation import Installation
+
+
+@pytest.fixture(scope="module")
+def proxied(
+    botplane: Installation, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ProxiedOperator]:
+    """The operator behind a proxy, for the tests of a module."""
+    if botplane.cluster.audit_log is None:
+        pytest.skip("the audit log of this cluster is not ours to read")
+    operator = ProxiedOperator(botplane, tmp_path_factory.mktemp("proxy"))
+    yield operator
+    operator.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the test come last that looks at what all others have used."""
+    items.sort(key=lambda item: item.path.name == "test_least_privilege.py")

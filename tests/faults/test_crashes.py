@@ -1,0 +1,66 @@
+"""The operator is killed before and after each of its writes; the world comes out the same."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.proxied import ProxiedOperator
+from tests.faults.rehearsal import Outcome, Point, Reference, Stage, points_of, sample
+from tests.support.installation import Installation
+from tests.support.world import World
+
+SAMPLED = 40
+AT_ONCE = 10
+LEAST_REACHED = 0.9
+
+
+@pytest.fixture(scope="module")
+def stage(botplane: Installation, proxied: ProxiedOperator) -> Stage:
+    return Stage(World(botplane), proxied)
+
+
+@pytest.fixture(scope="module")
+def known(stage: Stage) -> dict[str, Reference]:
+    return stage.references()
+
+
+def test_killed_at_any_write_it_ends_where_it_would_have_ended(
+    stage: Stage, known: dict[str, Reference], capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = os.environ.get("BOTPLANE_SCENARIO", "")
+    every = [point for point in points_of(known) if only in {"", point.scenario}]
+    chosen = every if os.environ.get("BOTPLANE_FAULTS") == "all" else sample(every, SAMPLED)
+    began = time.monotonic()
+
+    outcomes: list[Outcome] = []
+    for batch in batches(chosen):
+        outcomes += stage.killed(batch, known)
+        with capsys.disabled():
+            print(f"\n{time.monotonic() - began:4.0f} s: {_told(outcomes)}", end="", flush=True)
+
+    reached = [outcome for outcome in outcomes if outcome.reached]
+    with capsys.disabled():
+        took = time.monotonic() - began
+        print(f"\n{len(every)} points in {len(known)} scenarios; {_told(outcomes)}, {took:.0f} s")
+        for outcome in outcomes:
+            if not outcome.reached:
+                print(f"  not met: {outcome.point}")
+    failed = {str(outcome.point): outcome.faults for outcome in outcomes if outcome.faults}
+    assert not failed, "\n".join(f"{point}\n    {faults}" for point, faults in failed.items())
+    assert len(reached) >= LEAST_REACHED * len(outcomes)
+
+
+def batches(points: list[Point]) -> Iterator[list[Point]]:
+    """Yield points that are tried side by side, each with a tenant of its own."""
+    for start in range(0, len(points), AT_ONCE):
+        yield points[start : start + AT_ONCE]
+
+
+def _told(outcomes: list[Outcome]) -> str:
+    reached = sum(outcome.reached for outcome in outcomes)
+    passed = sum(not outcome.faults for outcome in outcomes)
+    return f"{len(outcomes)} tried, {reached} killed there, {passed} ended the same"
