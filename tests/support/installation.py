@@ -20,8 +20,6 @@ from tests.support.controlplane.waiting import until
 
 ROOT = Path(__file__).parents[2]
 BOTPLANE = str(Path(sys.executable).parent / "botplane")
-COMMAND = shlex.split(os.environ.get("BOTPLANE_COMMAND") or BOTPLANE)
-"""The command; fault tests put another one before it."""
 OPERATOR_USER = "system:serviceaccount:botplane-system:botplane-operator"
 MASTER_KEY = "a master key for the demo and for tests only"
 
@@ -112,7 +110,7 @@ class Installation:
     def botplane(self, *arguments: str) -> str:
         """Run the command `botplane` and return what it prints."""
         done = subprocess.run(
-            [*COMMAND, *arguments],
+            [*_command({}), *arguments],
             capture_output=True,
             text=True,
             check=False,
@@ -127,7 +125,7 @@ class Installation:
     ) -> processes.Program:
         return processes.Program(
             name=record or name,
-            argv=(*COMMAND, name),
+            argv=(*_command(extra), name),
             environment=self._settings(name) | extra,
         )
 
@@ -148,6 +146,13 @@ class Installation:
 
 class CommandFailedError(Exception):
     """A command ended with an error; the message holds what it said."""
+
+
+def _command(settings: dict[str, str]) -> list[str]:
+    """Return the command `botplane`, or what a fault test puts in its place."""
+    return shlex.split(
+        settings.get("BOTPLANE_COMMAND", os.environ.get("BOTPLANE_COMMAND", BOTPLANE))
+    )
 
 
 def _kept_ports(path: Path) -> dict[str, int]:
