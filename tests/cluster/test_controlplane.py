@@ -248,10 +248,10 @@ def test_pods_created_while_the_nodes_are_dead_run_when_they_are_back(
     pods.when(name, "Running")
 
 
-def test_the_operator_may_do_nothing_before_it_is_given_rights(control_plane: Cluster) -> None:
+def test_the_operator_may_not_do_what_no_role_gives_it(control_plane: Cluster) -> None:
     with pytest.raises(urllib.error.HTTPError, match="403"):
         control_plane.api("operator").create(
-            "/api/v1/namespaces", {"metadata": {"name": "forbidden"}}
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles", {"metadata": {"name": "forbidden"}}
         )
 
 
