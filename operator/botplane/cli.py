@@ -6,7 +6,7 @@ import asyncio
 import getpass
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from botplane.billing.adjustments.store import Order
+    from botplane.billing.payments.policy import Processor
+    from botplane.billing.settlement import ChargeLimits
 
 T = TypeVar("T")
 
@@ -34,6 +36,8 @@ coupon = typer.Typer(no_args_is_help=True, help="Discounts of a tenant.")
 app.add_typer(coupon, name="coupon")
 credit = typer.Typer(no_args_is_help=True, help="Money that a tenant has in advance.")
 app.add_typer(credit, name="credit")
+payment = typer.Typer(no_args_is_help=True, help="How and whether invoices are paid.")
+app.add_typer(payment, name="payment")
 
 TenantName = Annotated[str, typer.Argument(help="Name of the Tenant.")]
 Period = Annotated[
@@ -102,7 +106,8 @@ def invoice(tenant: TenantName, period: Period = None, output: OutputOption = Ou
     """Show the invoice of a period; issue it when the period has ended and usage is complete."""
     from botplane.billing import documents, run
 
-    issued = _ask(lambda conn, now: run.invoice(conn, tenant, period, now))
+    _, limits = _collection()
+    issued = _ask(lambda conn, now: run.invoice(conn, tenant, period, now, limits))
     render = documents.render_json if output is Output.JSON else documents.render_table
     typer.echo(render(issued))
 
@@ -142,11 +147,17 @@ def isolation_check(
 
 @billing.command("run")
 def billing_run() -> None:
-    """Issue every invoice that is due. Running it again changes nothing."""
+    """Issue every invoice that is due and collect what is owed. Repeating it changes nothing."""
     from botplane.billing import run
+    from botplane.billing.payments.run import collect
 
-    report = _ask(run.billing_run)
+    processor, limits = _collection()
+    report = _ask(lambda conn, now: run.billing_run(conn, now, limits))
     typer.echo(f"{report.billed} periods billed, {report.waiting} wait for complete usage")
+    paid = _ask(lambda conn, now: collect(conn, processor, now))
+    typer.echo(
+        f"{paid.charged} invoices charged, {paid.unanswered} unanswered, {paid.given_up} given up"
+    )
     for parked in report.parked:
         typer.echo(f"parked: {parked}", err=True)
     if report.parked:
@@ -235,6 +246,34 @@ def tenant_tax(  # noqa: PLR0913 - one parameter per option
     _ask(lambda conn, now: store.set_tax(conn, _order(tenant, now), terms))
 
 
+@payment.command("method")
+def payment_method(
+    tenant: TenantName,
+    customer_ref: Annotated[str, typer.Argument(help="Customer at the processor, cus_...")],
+    method_ref: Annotated[str, typer.Argument(help="Payment method there, pm_...")],
+) -> None:
+    """Set how a tenant pays: references of the payment processor, no card data."""
+    from botplane.billing.payments import store
+
+    _ask(
+        lambda conn, now: store.set_payment_method(
+            conn, _order(tenant, now), customer_ref, method_ref
+        )
+    )
+
+
+@payment.command("record")
+def payment_record(
+    invoice_number: Annotated[str, typer.Argument(help="Such as INV-2026-000001.")],
+    reference: Annotated[str, typer.Argument(help="Of the transfer; each counts once.")],
+) -> None:
+    """Record that what is open on an invoice was paid by transfer."""
+    from botplane.billing.payments import store
+
+    actor = getpass.getuser()
+    _ask(lambda conn, now: store.record_transfer(conn, invoice_number, reference, actor, now))
+
+
 @app.command("credit-note")
 def credit_note(
     invoice_number: Annotated[str, typer.Argument(help="Such as INV-2026-000001.")],
@@ -265,6 +304,15 @@ def plan_preview(
         typer.echo(f"{subject:<24} {finding.reason:<24} {finding.message}")
     if not rows:
         typer.echo(f"Tenant {tenant} fits into plan {plan} as it is.")
+
+
+def _collection() -> tuple[Processor | None, Mapping[str, ChargeLimits]]:
+    """Return who collects, and what it can collect by currency."""
+    from botplane.billing.payments.settings import PaymentSettings, open_processor
+
+    with _told():
+        processor = open_processor(PaymentSettings())
+    return processor, {} if processor is None else processor.charge_limits
 
 
 def _order(tenant: str, now: datetime) -> Order:

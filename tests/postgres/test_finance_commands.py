@@ -59,3 +59,25 @@ def test_coupon_can_be_ended_once() -> None:
 
     assert typed("coupon", "end", "acme", "always") == "0"
     assert typed("coupon", "end", "acme", "never").startswith("1 CouponNotFound")
+
+
+@pytest.mark.usefixtures("acme")
+def test_billing_run_collects_with_the_processor_that_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    typed("payment", "method", "acme", "cus_1", "pm_1")
+    monkeypatch.setenv("BOTPLANE_PAYMENT_PROCESSOR", "stripe")
+    assert typed("billing", "run").startswith("1 SettingMissing")
+    monkeypatch.setenv("BOTPLANE_PAYMENT_PROCESSOR", "fake")
+
+    said = typed("billing", "run").splitlines()
+
+    assert said[0].startswith("0 ")
+    assert said[1].startswith(f"{said[0].split()[1]} invoices charged, 0 unanswered")
+
+
+def test_transfer_is_recorded_once(acme: psycopg.Connection[Any]) -> None:
+    invoice(acme, "acme", "2026-10", at("2026-11-05"))
+
+    assert typed("payment", "record", "INV-2026-000001", "bank-1") == "0"
+    assert typed("payment", "record", "INV-2026-000001", "bank-2").startswith("1 NotPayable")

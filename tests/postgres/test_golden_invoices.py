@@ -23,6 +23,7 @@ from botplane.billing.adjustments.store import (
 from botplane.billing.invoices import Invoice, Line, Status, amount_text
 from botplane.billing.money import plain
 from botplane.billing.run import invoice
+from botplane.billing.settlement import ChargeLimits
 from botplane.billing.store import publish_plan
 from botplane.tenants.store import register_tenant
 from tests.support.billing import (
@@ -77,12 +78,13 @@ def test_invoice_is_right_to_the_last_digit(
         ],
     )
     _adjust(conn, case, at(phases[0][0]))
-    minimum_charges = {k: int(v) for k, v in case.get("minimum_charges", {}).items()}
+    minimums = case.get("minimum_charges", {})
+    limits = {k: ChargeLimits(minimum_minor=int(v)) for k, v in minimums.items()}
     now = at(phases[0][0]) + LATER
     complete_until(conn, now)
 
     for period, expected in case["invoices"].items():
-        issued = invoice(conn, "acme", period, now, minimum_charges)
+        issued = invoice(conn, "acme", period, now, limits)
 
         charged = [
             _summary(line, issued)

@@ -8,6 +8,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from botplane.billing.adjustments.store import NoteTerms, Order, issue_credit_note
+from botplane.billing.payments.fake import FakeProcessor
+from botplane.billing.payments.run import collect
+from botplane.billing.payments.store import set_payment_method
 from botplane.billing.run import billing_run, invoice
 from botplane.billing.store import publish_plan
 from botplane.errors import Retryable
@@ -81,6 +85,46 @@ def test_call_is_repeated_after_its_answer_was_lost(
     assert prepared.execute("SELECT COALESCE(sum(last), 0) FROM invoice_counter").fetchone() == (
         prepared.execute("SELECT count(*) FROM invoice").fetchone()
     )
+
+
+ORDER = Order(tenant="acme", actor="ana", now=NOW)
+NOTE = NoteTerms(invoice_number="INV-2026-000001", reference="r", amount="1.00", reason="Outage")
+MONEY: dict[str, Callable[[psycopg.Connection[Any], FakeProcessor], object]] = {
+    "collect": lambda conn, fake: collect(conn, fake, NOW),
+    "credit note": lambda conn, _: issue_credit_note(conn, NOTE, "ana", NOW),
+}
+MONEY_COMMITS = {"collect": 6, "credit note": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "nth_commit"),
+    [(name, nth) for name in MONEY for nth in range(1, MONEY_COMMITS[name] + 1)],
+)
+def test_money_moves_once_although_the_answer_was_lost(
+    prepared: psycopg.Connection[Any], migrated: str, name: str, nth_commit: int
+) -> None:
+    set_payment_method(prepared, ORDER, "cus_1", "pm_1")
+    billing_run(prepared, NOW)
+    call, fake = MONEY[name], FakeProcessor()
+    with (
+        CutConnection(migrated, nth_commit) as wire,
+        psycopg.connect(wire.url, autocommit=True) as broken,
+        pytest.raises(Retryable, match="Postgres did not answer"),
+    ):
+        call(broken, fake)
+
+    call(prepared, fake)
+    after_one_repetition = whole_content(prepared)
+    call(prepared, fake)
+
+    assert whole_content(prepared) == after_one_repetition
+    collect(prepared, fake, NOW)
+    captured = sum(charge.amount_minor for charge in fake.captured.values())
+    assert prepared.execute(_BALANCE, ["cash"]).fetchone() == (captured,)
+    assert prepared.execute(_BALANCE, ["receivable"]).fetchone() == (0,)
+
+
+_BALANCE = "SELECT COALESCE(sum(amount_minor), 0)::bigint FROM ledger_entry WHERE account = %s"
 
 
 def test_session_that_the_server_ends_is_retryable(

@@ -18,7 +18,7 @@ from botplane.billing.invoices import (
     ledger_entries,
 )
 from botplane.billing.money import decimal, plain
-from botplane.billing.settlement import Account, Coupon, Credit, TaxRule
+from botplane.billing.settlement import Account, ChargeLimits, Coupon, Credit, TaxRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +79,7 @@ def inputs(account: Account) -> Row:
         "taxes": [_texts(rule) for rule in account.taxes],
         "credits": [_texts(credit) for credit in account.credits],
         "carriedMinor": account.carried_minor,
-        "minimumChargeMinor": account.minimum_charge_minor,
+        "limits": vars(account.limits),
     }
 
 
@@ -90,7 +90,7 @@ def read_inputs(row: Row) -> Account:
         taxes=tuple(TaxRule(**_values(rule)) for rule in row["taxes"]),
         credits=tuple(Credit(**_values(credit)) for credit in row["credits"]),
         carried_minor=row["carriedMinor"],
-        minimum_charge_minor=row["minimumChargeMinor"],
+        limits=ChargeLimits(**row["limits"]),
     )
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from botplane.billing import store
 from botplane.billing.adjustments.store import expire_credits
+from botplane.billing.settlement import ChargeLimits
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 1000
 """Tenants per transaction: a crash loses at most this many, and the next run bills them."""
 
-NO_MINIMUM: Mapping[str, int] = MappingProxyType({})
+UNLIMITED: Mapping[str, ChargeLimits] = MappingProxyType({})
 _BEGINNING = (datetime(1970, 1, 1, tzinfo=UTC), UUID(int=0))
 
 
@@ -42,20 +43,20 @@ class RunReport:
 
 
 def billing_run(
-    conn: Connection[Any], now: datetime, minimum_charges: Mapping[str, int] = NO_MINIMUM
+    conn: Connection[Any], now: datetime, charge_limits: Mapping[str, ChargeLimits] = UNLIMITED
 ) -> RunReport:
     """Bill everything that is due; running it again, or twice at once, changes nothing.
 
     Args:
         conn: Connection without an open transaction.
         now: When invoices are issued.
-        minimum_charges: The least that can be collected, in minor units by currency.
+        charge_limits: What can be collected, by currency; what cannot is carried over.
 
     Raises:
         Retryable: Postgres is away; what was committed stays, the next run does the rest.
     """
     store.prepare(conn, now)
-    issue = store.Issue(now=now, minimum_charges=minimum_charges)
+    issue = store.Issue(now=now, charge_limits=charge_limits)
     complete = store.complete_until(conn)
     billed, parked, after = 0, list[store.Parked](), _BEGINNING
     while complete is not None:
@@ -80,7 +81,7 @@ def invoice(
     tenant_name: str,
     period: str | None,
     now: datetime,
-    minimum_charges: Mapping[str, int] = NO_MINIMUM,
+    charge_limits: Mapping[str, ChargeLimits] = UNLIMITED,
 ) -> Invoice:
     """Return the invoice of a tenant's period: issue it when it is due, else return a draft.
 
@@ -89,7 +90,7 @@ def invoice(
         tenant_name: Name of the Tenant.
         period: Such as `2026-10`; None for the one that runs now.
         now: The moment that decides whether the period has ended.
-        minimum_charges: The least that can be collected, in minor units by currency.
+        charge_limits: What can be collected, by currency; what cannot is carried over.
 
     Raises:
         Rejected: There is no such tenant or period.
@@ -111,7 +112,7 @@ def invoice(
         )
         reason = f"{known}; the period ended at {billed.ends_at:%Y-%m-%d %H:%M} UTC."
         return store.draft_invoice(conn, billed, billed.ends_at, reason)
-    store.bill_period(conn, billed, store.Issue(now=now, minimum_charges=minimum_charges))
+    store.bill_period(conn, billed, store.Issue(now=now, charge_limits=charge_limits))
     issued = store.stored_invoice(conn, billed)
     return issued or store.draft_invoice(
         conn, billed, billed.ends_at, "Nothing was subscribed in this period."

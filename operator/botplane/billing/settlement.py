@@ -80,19 +80,30 @@ class Credit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChargeLimits:
+    """What a processor can collect in a currency: at least `minimum`, in whole `step`s (minor)."""
+
+    minimum_minor: int = 0
+    step_minor: int = 1
+
+
+NO_LIMITS = ChargeLimits()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Account:
     """What, besides its charges, decides what a tenant has to pay.
 
     Attributes:
         carried_minor: Owed from earlier periods, because it was too little to collect.
-        minimum_charge_minor: The least that the payment processor can collect.
+        limits: What the payment processor can collect; what it cannot is carried over.
     """
 
     coupons: tuple[Coupon, ...] = ()
     taxes: tuple[TaxRule, ...] = ()
     credits: tuple[Credit, ...] = ()
     carried_minor: int = 0
-    minimum_charge_minor: int = 0
+    limits: ChargeLimits = NO_LIMITS
 
 
 def settle(billed: BilledPeriod, lines: Iterable[Line], account: Account) -> Settled:
@@ -102,7 +113,10 @@ def settle(billed: BilledPeriod, lines: Iterable[Line], account: Account) -> Set
     total = sum(line.net_minor for line in net) + sum(tax.amount_minor for tax in taxes)
     uses = _credits(billed, total, account.credits)
     owed = total - sum(use.amount_minor for use in uses) + account.carried_minor
-    too_little = owed if 0 < owed < account.minimum_charge_minor else 0
+    too_little = 0
+    if owed > 0:
+        small = owed < account.limits.minimum_minor
+        too_little = owed if small else owed % account.limits.step_minor
     return Settled(
         lines=net,
         discounts=discounts,

@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 from botplane.billing import rows
 from botplane.billing.adjustments import store as adjustments
 from botplane.billing.invoices import BilledPeriod, Invoice, Line, Settled, draft, finalize
-from botplane.billing.settlement import Account, after, settle
+from botplane.billing.settlement import NO_LIMITS, Account, ChargeLimits, after, settle
 from botplane.errors import Rejected, Retryable
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
@@ -47,10 +47,10 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Issue:
-    """When invoices are issued, and the least in minor units that can be collected, by currency."""
+    """When invoices are issued, and what can be collected, by currency."""
 
     now: datetime
-    minimum_charges: Mapping[str, int]
+    charge_limits: Mapping[str, ChargeLimits]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,8 +345,8 @@ def _settled(
     accounts = dict(adjustments.accounts(conn, tenants))
     settled = []
     for billed in periods:
-        least = issue.minimum_charges.get(billed.currency, 0)
-        account = replace(accounts[billed.tenant_id], minimum_charge_minor=least)
+        limits = issue.charge_limits.get(billed.currency, NO_LIMITS)
+        account = replace(accounts[billed.tenant_id], limits=limits)
         invoice_id, content = (
             uuid4(),
             settle(billed, charges[billed.tenant_id, billed.period], account),

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from botplane.billing.invoices import Line, ledger_entries
 from botplane.billing.rows import inputs, read_inputs
-from botplane.billing.settlement import Account, Coupon, Credit, TaxRule, settle, spread
+from botplane.billing.settlement import (
+    NO_LIMITS,
+    Account,
+    ChargeLimits,
+    Coupon,
+    Credit,
+    TaxRule,
+    settle,
+    spread,
+)
 from tests.unit.billing.test_documents import BILLED, a_line
 
 MARCH = "2026-03-01T00:00:00Z"
@@ -197,12 +206,20 @@ def test_credits_are_used_promotional_first_and_by_expiry() -> None:
 def test_nothing_is_due_below_the_least_charge_or_zero(
     charged: str, carried_in: int, due: int, carried_out: int, refunded: int
 ) -> None:
-    account = Account(carried_minor=carried_in, minimum_charge_minor=50)
+    account = Account(carried_minor=carried_in, limits=ChargeLimits(minimum_minor=50))
 
     settled = settle(BILLED, [a_line("subscription", charged)], account)
 
     assert settled.due_minor == due
     assert (settled.carried_out_minor, settled.refunded_minor) == (carried_out, refunded)
+
+
+def test_what_is_no_whole_step_is_carried() -> None:
+    limits = ChargeLimits(minimum_minor=100, step_minor=10)
+
+    settled = settle(BILLED, [a_line("subscription", "12.34")], Account(limits=limits))
+
+    assert (settled.due_minor, settled.carried_out_minor) == (1230, 4)
 
 
 lines = st.lists(
@@ -233,7 +250,7 @@ account_values = st.builds(
         unique_by=lambda credit: credit.credit_id,
     ).map(tuple),
     carried_minor=st.integers(0, 49),
-    minimum_charge_minor=st.sampled_from([0, 50]),
+    limits=st.sampled_from([NO_LIMITS, ChargeLimits(minimum_minor=50, step_minor=10)]),
 )
 
 

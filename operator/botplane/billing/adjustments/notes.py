@@ -28,6 +28,8 @@ class Creditable:
     noted_minor: int
     reduced_minor: int
     """That part of `noted_minor` that lowered what is due."""
+    is_being_paid: bool
+    """The outcome of a payment over what is due is open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,9 @@ def credit_note(invoice: Creditable, amount_minor: int) -> Note:
             f"credited, not {amount_minor}.",
         )
     tax = _part(invoice.tax_minor, amount_minor, invoice.total_minor)
-    open_minor = 0 if invoice.status == "paid" else invoice.due_minor - invoice.reduced_minor
+    settled = invoice.status == "paid" or invoice.is_being_paid
+    open_minor = 0 if settled else invoice.due_minor - invoice.reduced_minor
+    owed = "bad_debt" if invoice.status == "uncollectible" else "receivable"
     reduces = amount_minor <= open_minor
     return Note(
         amount_minor=amount_minor,
@@ -70,7 +74,7 @@ def credit_note(invoice: Creditable, amount_minor: int) -> Note:
         entries={
             "discount_given": amount_minor - tax,
             "tax_payable": tax,
-            "receivable" if reduces else "customer_credit": -amount_minor,
+            owed if reduces else "customer_credit": -amount_minor,
         },
     )
 

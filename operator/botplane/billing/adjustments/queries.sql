@@ -78,7 +78,10 @@ SELECT i.tenant_id, t.name AS tenant, i.invoice_id, i.currency, i.status, i.tota
         WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id), 0)::bigint AS noted_minor,
     COALESCE((SELECT sum(n.amount_minor) FROM credit_note n
         WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id
-            AND n.settled_by = 'reduce_due'), 0)::bigint AS reduced_minor
+            AND n.settled_by = 'reduce_due'), 0)::bigint AS reduced_minor,
+    EXISTS (SELECT FROM payment_attempt a WHERE a.tenant_id = i.tenant_id
+        AND a.invoice_id = i.invoice_id
+        AND a.status IN ('created', 'processing', 'requires_action', 'unknown')) AS is_being_paid
 FROM invoice i JOIN tenant t ON t.tenant_id = i.tenant_id
 WHERE i.number = %(number)s
 FOR NO KEY UPDATE OF i

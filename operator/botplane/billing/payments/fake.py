@@ -1,0 +1,87 @@
+"""A processor for demonstrations and tests: it remembers, declines and fails as it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from botplane.billing.payments.policy import AttemptStatus, Result, Unanswered
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
+
+    from botplane.billing.payments.policy import Charge
+    from botplane.billing.settlement import ChargeLimits
+
+
+class Fault(StrEnum):
+    """What goes wrong with one call."""
+
+    LOST_REQUEST = "lost_request"
+    """It never arrives."""
+    LOST_ANSWER = "lost_answer"
+    """It is done, and the answer does not come back."""
+
+
+@dataclass
+class FakeProcessor:
+    """Collects without money.
+
+    Attributes:
+        faults: What goes wrong with the next calls, in their order; None: nothing.
+        declines: Decline codes by payment method.
+        captured: Every payment that was made, by idempotency key.
+    """
+
+    name: str = "fake"
+    charge_limits: Mapping[str, ChargeLimits] = field(default_factory=dict)
+    faults: list[Fault | None] = field(default_factory=list)
+    declines: dict[str, str] = field(default_factory=dict)
+    captured: dict[str, Charge] = field(default_factory=dict)
+    _results: dict[str, Result] = field(default_factory=dict)
+    _invoices: dict[UUID, list[str]] = field(default_factory=dict)
+
+    def charge(self, charge: Charge) -> Result:
+        """Collect once per key."""
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is Fault.LOST_REQUEST:
+            raise Unanswered("The request was lost.")
+        if charge.idempotency_key not in self._results:
+            self._results[charge.idempotency_key] = self._decide(charge)
+            self._invoices.setdefault(charge.invoice_id, []).append(charge.idempotency_key)
+        if fault is Fault.LOST_ANSWER:
+            raise Unanswered("The answer was lost.")
+        return self._results[charge.idempotency_key]
+
+    def lookup(self, invoice_id: UUID) -> Sequence[Result]:
+        """Return what was decided about an invoice."""
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is not None:
+            raise Unanswered("The look-up was lost.")
+        return [self._results[key] for key in self._invoices.get(invoice_id, [])]
+
+    def forget_keys(self) -> None:
+        """Forget which keys were used, as processors do after a day; payments stay."""
+        self._results = {f"{key} (old)": result for key, result in self._results.items()}
+        self._invoices = {
+            invoice: [f"{key} (old)" for key in keys] for invoice, keys in self._invoices.items()
+        }
+
+    def _decide(self, charge: Charge) -> Result:
+        reference = f"fake_{charge.invoice_id}_{charge.attempt_no}"
+        code = self.declines.get(charge.method_ref)
+        if code == AttemptStatus.REQUIRES_ACTION:
+            status, code = AttemptStatus.REQUIRES_ACTION, None
+        elif code is not None:
+            status = AttemptStatus.FAILED
+        else:
+            status = AttemptStatus.SUCCEEDED
+            self.captured[charge.idempotency_key] = charge
+        return Result(
+            attempt_no=charge.attempt_no,
+            status=status,
+            processor_ref=reference,
+            decline_code=code,
+        )
