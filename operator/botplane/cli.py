@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import json
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -23,9 +27,12 @@ if TYPE_CHECKING:
 
     from botplane.billing.adjustments.store import Order
     from botplane.billing.payments.policy import Processor
+    from botplane.billing.proof.store import Difference
     from botplane.billing.settlement import ChargeLimits
 
 T = TypeVar("T")
+WATCH_SECONDS = 2.0
+CLEAR_SCREEN = "\x1b[2J\x1b[H"
 
 # Every command imports what it needs itself: the operator must not load the metering client,
 # and `botplane invoice` must not load kopf.
@@ -38,6 +45,8 @@ credit = typer.Typer(no_args_is_help=True, help="Money that a tenant has in adva
 app.add_typer(credit, name="credit")
 payment = typer.Typer(no_args_is_help=True, help="How and whether invoices are paid.")
 app.add_typer(payment, name="payment")
+audit = typer.Typer(no_args_is_help=True, help="The chains of who changed what.")
+app.add_typer(audit, name="audit")
 
 TenantName = Annotated[str, typer.Argument(help="Name of the Tenant.")]
 Period = Annotated[
@@ -113,10 +122,21 @@ def invoice(tenant: TenantName, period: Period = None, output: OutputOption = Ou
 
 
 @app.command()
-def usage(tenant: TenantName, period: Period = None, output: OutputOption = Output.TABLE) -> None:
+def usage(
+    tenant: TenantName,
+    period: Period = None,
+    output: OutputOption = Output.TABLE,
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Show where it stands, live.")] = False,
+) -> None:
     """Show what each bot used, to the second."""
     from botplane.usage import documents, store
 
+    while watch:
+        stand, now = _ask(lambda conn, now: (store.standing_of(conn, tenant, now), now))
+        typer.echo(CLEAR_SCREEN if sys.stdout.isatty() else "", nl=False)
+        typer.echo(documents.render_standing(stand, now))
+        time.sleep(WATCH_SECONDS)
     bots = _ask(lambda conn, now: store.usage_by_bot(conn, tenant, period, now))
     render = documents.render_json if output is Output.JSON else documents.render_table
     typer.echo(render(bots))
@@ -272,6 +292,61 @@ def payment_record(
 
     actor = getpass.getuser()
     _ask(lambda conn, now: store.record_transfer(conn, invoice_number, reference, actor, now))
+
+
+@audit.command("heads")
+def audit_heads() -> None:
+    """Print the last entry of every chain as JSON, to keep where nobody can change it."""
+    from botplane.billing.proof import store
+
+    heads = _ask(lambda conn, _: store.audit_heads(conn))
+    typer.echo(json.dumps([vars(head) for head in heads], indent=2))
+
+
+@audit.command("verify")
+def audit_verify(
+    heads: Annotated[
+        Path | None, typer.Option(help="Output of `audit heads` from an earlier day.")
+    ] = None,
+) -> None:
+    """Prove that no entry of the audit chains was changed, removed or put in."""
+    from botplane.billing.proof import store
+
+    known = [] if heads is None else [store.Head(**head) for head in json.loads(heads.read_text())]
+    _tell_differences(
+        _ask(lambda conn, _: store.verify_audit(conn, known)), "The audit chains are intact."
+    )
+
+
+@app.command()
+def reconcile(
+    days: Annotated[int, typer.Option(help="How far back events and invoices are compared.")] = 70,
+) -> None:
+    """Prove that events, intervals, invoices, ledger and payments agree."""
+    from botplane.billing.payments.policy import Unanswered
+    from botplane.billing.proof import store
+
+    processor, _ = _collection()
+    back = timedelta(days=days)
+    found = _ask(lambda conn, now: store.reconcile(conn, now - back, now))
+    if processor is not None:
+        try:
+            found += _ask(lambda conn, now: store.compare_processor(conn, processor, now - back))
+        except Unanswered as error:
+            typer.echo(f"{processor.name} was not compared: {error}", err=True)
+            raise typer.Exit(1) from None
+    _tell_differences(found, "All records agree.")
+
+
+def _tell_differences(found: Sequence[Difference], none: str) -> None:
+    """Write differences one a line, with exit code 1 when there is any."""
+    for one in found:
+        typer.echo(
+            f"{one.check}: {one.tenant}: {one.subject}: {one.expected} expected, {one.found} found"
+        )
+    if found:
+        raise typer.Exit(1)
+    typer.echo(none)
 
 
 @app.command("credit-note")

@@ -21,6 +21,9 @@ VALUES (%(plan)s, %(version)s, tstzrange(%(effective_from)s, NULL), %(fee_minor)
     %(minimum_commitment_minor)s, %(rate)s, %(cap_per_trade_minor)s, %(cap_per_period_minor)s,
     %(content_hash)s, %(now)s)
 
+-- audit_plan --
+SELECT audit_append('system', 'plan-reconciler', 'plan.publish', %(plan)s, %(revision)s, %(now)s)
+
 -- insert_volume_discount --
 INSERT INTO plan_volume_discount (plan, version, from_volume_minor, discount)
 VALUES (%(plan)s, %(version)s, %(from_volume_minor)s, %(discount)s)

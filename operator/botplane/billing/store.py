@@ -24,7 +24,7 @@ from botplane.store.queries import load_queries
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from psycopg import Connection
+    from psycopg import Connection, Cursor
 
     from botplane.billing.pricebook import PriceBook
 
@@ -112,6 +112,7 @@ def _insert_version(conn: Connection[Any], book: PriceBook, version: dict[str, A
             "content_hash": book.content_hash,
         },
     )
+    conn.execute(SQL["audit_plan"], version | {"revision": Jsonb({"version": version["version"]})})
     discounts = [
         version | {"from_volume_minor": volume, "discount": discount}
         for volume, discount in terms.volume_discounts
@@ -168,7 +169,7 @@ def find_period(
             found = cursor.execute(SQL["named_period"], names).fetchone()
         bounds = conn.execute(SQL["period_names"], names).fetchone()
     if found is not None:
-        return _in_utc(found)
+        return in_utc(found)
     if bounds is None:
         raise Rejected("TenantNotFound", f"No tenant {tenant} was ever registered for billing.")
     known = "none yet" if bounds[0] is None else f"{bounds[0]} to {bounds[1]}"
@@ -195,11 +196,18 @@ def stored_invoice(conn: Connection[Any], billed: BilledPeriod) -> Invoice | Non
         row = cursor.execute(SQL["stored_invoice"], key).fetchone()
         if row is None:
             return None
-        parts = {
-            name: cursor.execute(SQL[f"stored_{name}"], key | row).fetchall()
-            for name in ("lines", "discounts", "taxes", "credits")
-        }
+        parts = stored_parts(cursor, key | row)
     return rows.read_invoice(billed, row, parts)
+
+
+def stored_parts(
+    cursor: Cursor[dict[str, Any]], key: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows that an invoice consists of, in the caller's transaction."""
+    return {
+        name: cursor.execute(SQL[f"stored_{name}"], key).fetchall()
+        for name in ("lines", "discounts", "taxes", "credits")
+    }
 
 
 def bill_period(conn: Connection[Any], billed: BilledPeriod, issue: Issue) -> None:
@@ -261,7 +269,7 @@ def _due_periods(conn: Connection[Any], batch: Batch) -> list[BilledPeriod]:
                 "limit": batch.limit,
             },
         ).fetchall()
-    return [_in_utc(row) for row in due]
+    return [in_utc(row) for row in due]
 
 
 def _charges(
@@ -381,7 +389,8 @@ def _insert_invoices(conn: Connection[Any], issued: Sequence[rows.Issued]) -> No
     conn.execute(SQL["settle_empty_invoices"], keys)
 
 
-def _in_utc(billed: BilledPeriod) -> BilledPeriod:
+def in_utc(billed: BilledPeriod) -> BilledPeriod:
+    """Return the period with its bounds in UTC."""
     return replace(
         billed,
         starts_at=billed.starts_at.astimezone(UTC),

@@ -1,0 +1,116 @@
+-- broken_entries --
+-- Entries that are missing, moved or changed: the chain does not hold from there on.
+SELECT s.chain, s.seq
+FROM (SELECT l.chain, l.seq, l.hash, row_number() OVER chain AS position,
+        audit_hash(lag(l.hash) OVER chain, l) AS expected
+    FROM audit_log l WINDOW chain AS (PARTITION BY l.chain ORDER BY l.seq)) AS s
+WHERE s.seq <> s.position OR s.hash IS DISTINCT FROM s.expected
+ORDER BY s.chain, s.seq
+
+-- heads --
+SELECT DISTINCT ON (chain) chain, seq, encode(hash, 'hex') FROM audit_log ORDER BY chain, seq DESC
+
+-- entry_hash --
+SELECT encode(hash, 'hex') FROM audit_log WHERE chain = %(chain)s AND seq = %(seq)s
+
+-- rollup_is_events --
+SELECT COALESCE(h.tenant_id, e.tenant_id)::text AS tenant,
+    concat_ws(' ', COALESCE(h.meter, e.meter), COALESCE(h.hour, e.hour)) AS subject,
+    COALESCE(e.quantity, 0)::text AS expected, COALESCE(h.quantity, 0)::text AS found
+FROM (SELECT tenant_id, meter, hour, sum(quantity) AS quantity FROM usage_hourly
+    WHERE hour >= date_bin('1 hour', %(since)s, '2000-01-01 00:00+00')
+    GROUP BY tenant_id, meter, hour) h
+FULL JOIN (SELECT tenant_id, meter,
+        date_bin('1 hour', occurred_at, '2000-01-01 00:00+00') AS hour, sum(quantity) AS quantity
+    FROM usage_event WHERE occurred_at >= date_bin('1 hour', %(since)s, '2000-01-01 00:00+00')
+    GROUP BY 1, 2, 3) e
+    ON e.tenant_id = h.tenant_id AND e.meter = h.meter AND e.hour = h.hour
+WHERE COALESCE(h.quantity, 0) <> COALESCE(e.quantity, 0)
+
+-- intervals_are_pods --
+SELECT i.tenant_id::text AS tenant, concat_ws(' ', 'pod', i.pod_uid, i.container) AS subject,
+    CASE WHEN p.pod_uid IS NULL THEN 'a known pod' ELSE 'an end: the pod is settled' END
+        AS expected,
+    CASE WHEN p.pod_uid IS NULL THEN 'none' ELSE 'an open interval' END AS found
+FROM runtime_interval i
+LEFT JOIN pod p ON p.tenant_id = i.tenant_id AND p.pod_uid = i.pod_uid
+WHERE p.pod_uid IS NULL OR (p.settled_at IS NOT NULL AND i.ended_at IS NULL)
+
+-- invoices_are_ledger --
+-- What an invoice adds to the receivable is what is due on it.
+SELECT i.tenant_id::text AS tenant, 'invoice ' || i.number AS subject, i.due_minor::text AS expected,
+    COALESCE(sum(e.amount_minor), 0)::text AS found
+FROM invoice i
+LEFT JOIN ledger_entry e ON e.tenant_id = i.tenant_id AND e.account = 'receivable'
+    AND e.txn_key IN ('invoice/' || i.invoice_id, 'credit/' || i.invoice_id,
+        'carried/' || i.invoice_id)
+WHERE i.status IN ('finalized', 'paid', 'uncollectible')
+GROUP BY i.tenant_id, i.invoice_id, i.number, i.due_minor
+HAVING i.due_minor <> COALESCE(sum(e.amount_minor), 0)
+
+-- ledger_is_payments --
+SELECT COALESCE(a.tenant_id, e.tenant_id)::text AS tenant,
+    COALESCE(a.txn_key, e.txn_key) AS subject, COALESCE(a.amount_minor, 0)::text AS expected,
+    COALESCE(e.amount_minor, 0)::text AS found
+FROM (SELECT tenant_id, 'payment/' || invoice_id || '/' || attempt_no AS txn_key, amount_minor
+    FROM payment_attempt WHERE status = 'succeeded') a
+FULL JOIN (SELECT tenant_id, txn_key, amount_minor FROM ledger_entry
+    WHERE account = 'cash' AND txn_key LIKE 'payment/%%') e
+    ON e.tenant_id = a.tenant_id AND e.txn_key = a.txn_key
+WHERE COALESCE(a.amount_minor, 0) <> COALESCE(e.amount_minor, 0)
+
+-- receivable_is_unpaid --
+SELECT COALESCE(e.tenant_id, o.tenant_id)::text AS tenant, 'receivable' AS subject,
+    COALESCE(o.open_minor, 0)::text AS expected, COALESCE(e.amount_minor, 0)::text AS found
+FROM (SELECT tenant_id, sum(amount_minor) AS amount_minor FROM ledger_entry
+    WHERE account = 'receivable' GROUP BY tenant_id) e
+FULL JOIN (SELECT tenant_id, sum(open_minor) AS open_minor FROM invoice_open
+    WHERE status = 'finalized' GROUP BY tenant_id) o ON o.tenant_id = e.tenant_id
+WHERE COALESCE(o.open_minor, 0) <> COALESCE(e.amount_minor, 0)
+
+-- credit_is_granted --
+-- What the ledger owes to tenants is what is left of their credits, without expired ones.
+SELECT COALESCE(e.tenant_id, l.tenant_id)::text AS tenant, 'customer_credit' AS subject,
+    COALESCE(-l.left_minor, 0)::text AS expected, COALESCE(e.amount_minor, 0)::text AS found
+FROM (SELECT tenant_id, sum(amount_minor) AS amount_minor FROM ledger_entry
+    WHERE account = 'customer_credit' GROUP BY tenant_id) e
+FULL JOIN (SELECT c.tenant_id, sum(c.left_minor) AS left_minor FROM credit_left c
+    WHERE NOT EXISTS (SELECT FROM ledger_txn x WHERE x.tenant_id = c.tenant_id
+        AND x.txn_key = 'expired/' || c.credit_id)
+    GROUP BY c.tenant_id) l ON l.tenant_id = e.tenant_id
+WHERE COALESCE(-l.left_minor, 0) <> COALESCE(e.amount_minor, 0)
+
+-- ledger_balances --
+SELECT tenant_id::text AS tenant, txn_key AS subject, '0' AS expected,
+    sum(amount_minor)::text AS found
+FROM ledger_entry GROUP BY tenant_id, txn_key, currency HAVING sum(amount_minor) <> 0
+
+-- late_is_taken --
+-- Late usage that no coming invoice corrects: its tenant is closed, or it is too old.
+SELECT l.tenant_id::text AS tenant, 'late usage of ' || l.period AS subject,
+    'a correction' AS expected, 'none' AS found
+FROM late_usage l JOIN billing_period b ON b.tenant_id = l.tenant_id AND b.period = l.period
+WHERE b.ends_at <= %(now)s::timestamptz - interval '13 months'
+    OR NOT EXISTS (SELECT FROM billing_period n WHERE n.tenant_id = l.tenant_id
+        AND n.starts_at >= b.ends_at AND n.state <> 'closed')
+
+-- trades_have_rates --
+SELECT tenant_id::text AS tenant, 'trade ' || trade_id AS subject, 'a rate' AS expected,
+    'none for ' || currency AS found
+FROM trade_commission WHERE fx_rate IS NULL
+
+-- issued --
+SELECT i.tenant_id, t.name AS tenant, i.snapshot, i.invoice_id, i.status, i.number, i.issued_at,
+    i.content_hash, i.carried_in_minor, i.carried_out_minor, i.refunded_minor, i.currency,
+    t.time_zone, b.period, b.starts_at, b.ends_at
+FROM invoice i
+JOIN tenant t ON t.tenant_id = i.tenant_id
+JOIN billing_period b ON b.tenant_id = i.tenant_id AND b.period = i.period
+WHERE i.status <> 'draft' AND i.issued_at >= %(since)s
+ORDER BY i.issued_at, i.number
+
+-- paid_by_processor --
+SELECT a.tenant_id, a.invoice_id, i.number, count(*) FILTER (WHERE a.status = 'succeeded')
+FROM payment_attempt a JOIN invoice i ON i.tenant_id = a.tenant_id AND i.invoice_id = a.invoice_id
+WHERE a.processor = %(processor)s AND a.changed_at >= %(since)s
+GROUP BY a.tenant_id, a.invoice_id, i.number

@@ -1,0 +1,172 @@
+"""Proofs over what Postgres holds: the audit chain, the books, and every invoice rebuilt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from psycopg.rows import dict_row
+
+from botplane.billing import store as invoices
+from botplane.billing.invoices import BilledPeriod, Invoice, finalize
+from botplane.billing.payments.policy import AttemptStatus
+from botplane.billing.rows import read_inputs, read_invoice
+from botplane.billing.settlement import settle
+from botplane.store.errors import translated_errors
+from botplane.store.queries import load_queries
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from psycopg import Connection
+
+    from botplane.billing.payments.policy import Processor
+
+SQL = load_queries(__package__)
+
+CHECKS = {
+    "rollup = events": "rollup_is_events",
+    "intervals = pods": "intervals_are_pods",
+    "invoices = ledger": "invoices_are_ledger",
+    "ledger = payments": "ledger_is_payments",
+    "receivable = unpaid": "receivable_is_unpaid",
+    "customer credit = grants": "credit_is_granted",
+    "ledger sums to zero": "ledger_balances",
+    "late usage is corrected": "late_is_taken",
+    "trades have rates": "trades_have_rates",
+}
+"""What must hold, and the statement that finds where it does not."""
+
+REBUILT = "invoices = their inputs"
+COLLECTED = "payments = processor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One place where two records of the same thing disagree; amounts in minor units."""
+
+    check: str
+    tenant: str
+    subject: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The last entry of an audit chain: kept elsewhere, it proves that nothing was rewritten."""
+
+    chain: str
+    seq: int
+    hash: str
+
+
+def reconcile(conn: Connection[Any], since: datetime, now: datetime) -> list[Difference]:
+    """Return every difference in the books: none is the proof.
+
+    Args:
+        conn: Connection without an open transaction.
+        since: Events and invoices before are not compared; the ledger always is, as a whole.
+        now: The present.
+    """
+    found = []
+    with translated_errors(), conn.transaction():
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        for check, name in CHECKS.items():
+            with conn.cursor(row_factory=dict_row) as cursor:
+                rows = cursor.execute(SQL[name], {"since": since, "now": now}).fetchall()
+            found += [Difference(check=check, **row) for row in rows]
+        found += _rebuilt(conn, since)
+    return found
+
+
+def _rebuilt(conn: Connection[Any], since: datetime) -> list[Difference]:
+    """Settle every invoice anew from its lines and stored inputs and compare the hashes."""
+    differences = []
+    with conn.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(SQL["issued"], {"since": since}).fetchall()
+        for row in rows:
+            parts = invoices.stored_parts(cursor, row)
+            expected = _rebuild(row, parts).content_hash or b""
+            if expected != row["content_hash"]:
+                differences.append(
+                    Difference(
+                        check=REBUILT,
+                        tenant=str(row["tenant_id"]),
+                        subject=f"invoice {row['number']}",
+                        expected=expected.hex(),
+                        found=row["content_hash"].hex(),
+                    )
+                )
+    return differences
+
+
+def _rebuild(row: dict[str, Any], parts: Mapping[str, list[dict[str, Any]]]) -> Invoice:
+    names = {name: row[name] for name in BilledPeriod.__dataclass_fields__ if name in row}
+    billed = invoices.in_utc(BilledPeriod(**names, organization=""))
+    stored = read_invoice(billed, row, parts)
+    charges = [replace(line, discount_minor=0) for line in stored.lines]
+    settled = settle(stored.billed, charges, read_inputs(row["snapshot"]["inputs"]))
+    if stored.number is None or stored.issued_at is None:
+        return stored
+    return finalize(stored.billed, settled, stored.number, stored.issued_at)
+
+
+def compare_processor(
+    conn: Connection[Any], processor: Processor, since: datetime
+) -> list[Difference]:
+    """Return the invoices on which the processor collected another number of times than we know.
+
+    Raises:
+        Unanswered: The processor did not answer.
+    """
+    given = {"processor": processor.name, "since": since}
+    with translated_errors(), conn.transaction():
+        rows = conn.execute(SQL["paid_by_processor"], given).fetchall()
+    differences = []
+    for tenant_id, invoice_id, number, recorded in rows:
+        results = processor.lookup(invoice_id)
+        paid = sum(result.status is AttemptStatus.SUCCEEDED for result in results)
+        if paid != recorded:
+            differences.append(
+                Difference(
+                    check=COLLECTED,
+                    tenant=str(tenant_id),
+                    subject=f"invoice {number}",
+                    expected=f"{paid} payments",
+                    found=f"{recorded} recorded",
+                )
+            )
+    return differences
+
+
+def verify_audit(conn: Connection[Any], known: list[Head]) -> list[Difference]:
+    """Return every entry of the audit chains that is missing, moved or changed.
+
+    Args:
+        conn: Connection without an open transaction.
+        known: Heads that were written down before; each must still be there.
+    """
+    with translated_errors(), conn.transaction():
+        broken = conn.execute(SQL["broken_entries"]).fetchall()
+        differences = [_entry(chain, seq, "intact", "changed") for chain, seq in broken]
+        for head in known:
+            row = conn.execute(SQL["entry_hash"], vars(head)).fetchone()
+            found = "no entry" if row is None else str(row[0])
+            if found != head.hash:
+                differences.append(_entry(head.chain, head.seq, head.hash, found))
+    return differences
+
+
+def _entry(chain: str, seq: int, expected: str, found: str) -> Difference:
+    return Difference(
+        check="audit chain", tenant=chain, subject=f"entry {seq}", expected=expected, found=found
+    )
+
+
+def audit_heads(conn: Connection[Any]) -> list[Head]:
+    """Return the last entry of every audit chain."""
+    with translated_errors(), conn.transaction(), conn.cursor() as cursor:
+        rows = cursor.execute(SQL["heads"]).fetchall()
+    return [Head(chain=chain, seq=seq, hash=digest) for chain, seq, digest in rows]
