@@ -120,8 +120,10 @@ FALSE = [
     ("ledger = payments", "UPDATE payment_attempt SET status = 'failed'"),
     (
         "receivable = unpaid",
-        "UPDATE ledger_entry SET amount_minor = amount_minor - 1"
-        " WHERE txn_key LIKE 'payment/%' AND account = 'receivable'",
+        """
+        UPDATE ledger_entry SET amount_minor = amount_minor - 1
+        WHERE txn_key LIKE 'payment/%' AND account = 'receivable'
+        """,
     ),
     ("customer credit = grants", "UPDATE credit_grant SET amount_minor = amount_minor + 1"),
     ("ledger sums to zero", "DELETE FROM ledger_entry WHERE account = 'tax_payable'"),
