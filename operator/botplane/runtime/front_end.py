@@ -30,6 +30,12 @@ class EndlessBackoff:
             delay = min(delay * 2, 30.0)
 
 
+def _failure(tasks: Iterable[asyncio.Task[None]]) -> BaseException | None:
+    """Return what a task that has ended failed with, if one has."""
+    ended = [task for task in tasks if task.done() and not task.cancelled()]
+    return next((error for task in ended if (error := task.exception()) is not None), None)
+
+
 class FrontEnd:
     """Watches custom resources and labelled children, cluster-wide, one stream per kind."""
 
@@ -59,8 +65,9 @@ class FrontEnd:
         ready = asyncio.Event()
         ready_task = asyncio.create_task(ready.wait())
         ready_task.add_done_callback(lambda task: None if task.cancelled() else started())
+        ours = asyncio.all_tasks()
         try:
-            await kopf.operator(
+            tasks = await kopf.spawn_tasks(
                 registry=registry,
                 settings=self._settings(),
                 clusterwide=True,
@@ -68,6 +75,12 @@ class FrontEnd:
                 stop_flag=stop,
                 ready_flag=ready,
             )
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if (error := _failure(tasks)) is not None:
+                # kopf's own end would close our session and then wait for its other watches,
+                # which try again for ever: a minute without an operator.
+                raise error
+            await kopf.run_tasks(tasks, ignored=ours)
         finally:
             ready_task.cancel()
 
