@@ -299,7 +299,7 @@ class Operator:
             for c in status.get("conditions", ())
             if c["type"] not in SUMMARY_TYPES
         ]
-        kept = {k: v for k, v in status.items() if k != "conditions"}
+        kept = {k: v for k, v in status.items() if k not in {"conditions", "observedGeneration"}}
         await self._status.write(body, [*summary, *details], kept)
 
     def _live_problem(self) -> str | None:
