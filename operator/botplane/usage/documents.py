@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from botplane.usage.standing import Standing
     from botplane.usage.store import BotUsage
 
+METER_COLUMNS = "{:<24} {:>22} {:>16} {:>8} {:>16}"
 COLUMNS = "{:<24} {:>6} {:>8} {:>14} {:>16} {:>16}"
 
 
@@ -43,6 +46,71 @@ def render_json(bots: Sequence[BotUsage]) -> str:
         for bot in bots
     ]
     return json.dumps(entries, indent=2)
+
+
+def standing_document(standing: Standing, now: datetime) -> dict[str, Any]:
+    """Return where a tenant stands, for JSON; amounts and quantities are texts, not rounded."""
+    limit = standing.spend_limit
+    return {
+        "tenant": standing.tenant,
+        "period": standing.period,
+        "periodStart": _time(standing.starts_at),
+        "periodEnd": _time(standing.ends_at),
+        "asOf": _time(now),
+        "meteredTime": None if standing.metered_time is None else _time(standing.metered_time),
+        "currency": standing.currency,
+        "cost": _plain(standing.cost),
+        "fee": _plain(standing.fee),
+        "commission": _plain(standing.commission),
+        "meters": [
+            {
+                "meter": meter.meter,
+                "quantity": _plain(meter.quantity),
+                "included": None if meter.included is None else _plain(meter.included),
+                "includedPercent": meter.included_percent,
+                "cost": _plain(meter.cost),
+            }
+            for meter in standing.meters
+        ],
+        "spendLimit": None
+        if limit is None
+        else {
+            "amount": _plain(limit),
+            "percent": standing.limit_percent,
+            "state": standing.limit_state,
+        },
+    }
+
+
+def render_standing(standing: Standing, now: datetime) -> str:
+    """Return a table of meters with what is included, their cost, and the limit."""
+    rows = [
+        f"{standing.tenant}, period {standing.period}, {_time(now)}",
+        "",
+        METER_COLUMNS.format("METER", "QUANTITY", "INCLUDED", "%", f"COST ({standing.currency})"),
+    ]
+    for meter in standing.meters:
+        percent = "" if meter.included_percent is None else str(meter.included_percent)
+        included = "" if not meter.included else f"{meter.included:,.3f}"
+        quantity, cost = f"{meter.quantity:,.6f}", f"{meter.cost:,.6f}"
+        rows.append(METER_COLUMNS.format(meter.meter, quantity, included, percent, cost))
+    rows.append(METER_COLUMNS.format("fee of the period", "", "", "", f"{standing.fee:,.6f}"))
+    if standing.commission:
+        commission = f"{standing.commission:,.6f}"
+        rows.append(METER_COLUMNS.format("commission so far", "", "", "", commission))
+    percent = "" if standing.limit_percent is None else str(standing.limit_percent)
+    limit = "" if standing.spend_limit is None else f"limit {standing.spend_limit:,.2f}"
+    rows.append(METER_COLUMNS.format("total", "", limit, percent, f"{standing.cost:,.6f}"))
+    return "\n".join(rows)
+
+
+def _plain(number: Decimal) -> str:
+    text = f"{number:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _row(name: str, pods: int, running: int, seconds: int, cost: Decimal) -> str:

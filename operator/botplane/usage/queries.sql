@@ -54,34 +54,225 @@ LEFT JOIN running r ON r.bot_id = COALESCE(b.bot_id, u.bot_id)
 WHERE b.deleted_at IS NULL OR u.bot_id IS NOT NULL
 GROUP BY 1 ORDER BY 1
 
--- current_periods --
-SELECT b.tenant_id, b.period, b.starts_at FROM billing_period b
-JOIN tenant t ON t.tenant_id = b.tenant_id
-WHERE t.closed_at IS NULL AND b.starts_at <= %(now)s AND b.ends_at > %(now)s
-
 -- metered_time --
 SELECT complete_until FROM source_watermark WHERE source = 'metering'
 
+-- unsegmented --
+-- Open tenants without totals of the period that runs now: their first, a new month, a changed plan.
+SELECT t.tenant_id FROM tenant t
+WHERE t.closed_at IS NULL
+    AND EXISTS (SELECT FROM subscription_phase p
+        WHERE p.tenant_id = t.tenant_id AND p.starts_at <= %(now)s)
+    AND NOT EXISTS (SELECT FROM usage_segment s WHERE s.tenant_id = t.tenant_id
+        AND s.period_starts_at <= %(now)s AND s.period_ends_at > %(now)s)
+ORDER BY t.tenant_id
+
+-- periods_of --
+SELECT b.tenant_id, b.period FROM billing_period b
+WHERE b.tenant_id = ANY(%(tenants)s) AND b.starts_at <= %(now)s AND b.ends_at > %(now)s
+
+-- build_segments --
+SELECT build_segments(%(tenants)s::uuid[], %(periods)s::text[])
+
+-- wide_memory --
+-- Enough for the sums of ten thousand tenants to stay out of temporary files.
+SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true)
+
+-- terms --
+-- The running period of each tenant: its bounds, its fee, and its limit with the credits that may
+-- pay for it. Limit and fee are in the major unit.
+SELECT s.tenant_id, t.name AS tenant, s.period, s.period_starts_at AS starts_at,
+    s.period_ends_at AS ends_at, t.currency,
+    sum(divide(v.fee_minor * extract(epoch FROM s.ends_at - s.starts_at), m.minors
+        * extract(epoch FROM s.period_ends_at - s.period_starts_at))) AS fee,
+    trim_scale(t.spend_limit + COALESCE((SELECT sum(c.amount_minor) FROM credit_grant c
+        WHERE c.tenant_id = s.tenant_id AND c.granted_at >= s.period_starts_at
+            AND c.granted_at <= %(now)s
+            AND (c.expires_at IS NULL OR c.expires_at >= s.period_ends_at)), 0) / m.minors)
+        AS spend_limit
+FROM usage_segment s
+JOIN tenant t ON t.tenant_id = s.tenant_id
+JOIN plan_version v ON v.plan = s.plan AND v.version = s.version
+JOIN currency u ON u.currency = t.currency
+CROSS JOIN LATERAL (SELECT power(10::numeric, u.minor_units) AS minors) AS m
+WHERE t.closed_at IS NULL AND s.period_starts_at <= %(now)s AND s.period_ends_at > %(now)s
+    AND (%(tenants)s::uuid[] IS NULL OR s.tenant_id = ANY(%(tenants)s::uuid[]))
+GROUP BY s.tenant_id, t.name, s.period, s.period_starts_at, s.period_ends_at, t.currency,
+    t.spend_limit, m.minors
+
+-- commissions --
+-- Commission so far of the tenants that traded in the running period; final when it is billed.
+WITH traded AS (
+    SELECT DISTINCT s.tenant_id, s.period FROM usage_segment s
+    JOIN trade_commission c ON c.tenant_id = s.tenant_id
+        AND c.closed_at >= s.period_starts_at AND c.closed_at < s.period_ends_at
+    WHERE s.period_starts_at <= %(now)s AND s.period_ends_at > %(now)s
+        AND (%(tenants)s::uuid[] IS NULL OR s.tenant_id = ANY(%(tenants)s::uuid[]))
+)
+SELECT c.tenant_id, sum(c.exact)
+FROM charge_commission(ARRAY(SELECT tenant_id FROM traded ORDER BY tenant_id),
+    ARRAY(SELECT period FROM traded ORDER BY tenant_id), %(now)s) c
+GROUP BY c.tenant_id
+
 -- standing --
--- One row per bot with its share of the usage charges, and one per tenant (bot_id null) with all
--- its charges: the fee of the period and the usage so far, unrounded; a commitment is settled later.
-WITH used AS MATERIALIZED (
-    SELECT * FROM metered(%(tenants)s, %(periods)s, %(now)s)
+-- From the totals and what runs now: one row per tenant and meter (bot_id null), and one per bot
+-- with its running time and its share of the usage charges. Amounts are those of charge(), computed
+-- with fewer digits where the quotient is the same.
+WITH segment AS MATERIALIZED (
+    SELECT s.tenant_id, s.starts_at, s.ends_at, s.plan, s.version,
+        extract(epoch FROM s.period_ends_at - s.period_starts_at) AS period_seconds,
+        extract(epoch FROM s.ends_at - s.starts_at) AS seconds
+    FROM usage_segment s JOIN tenant t ON t.tenant_id = s.tenant_id
+    WHERE t.closed_at IS NULL AND s.period_starts_at <= %(now)s AND s.period_ends_at > %(now)s
+        AND (%(tenants)s::uuid[] IS NULL OR s.tenant_id = ANY(%(tenants)s::uuid[]))
+),
+wanted AS MATERIALIZED (
+    SELECT v.plan, v.version, m.meter FROM plan_version v CROSS JOIN meter m
+    WHERE %(tenants)s::uuid[] IS NOT NULL OR m.meter IN ('bot_seconds', 'rpc_calls')
+        OR EXISTS (SELECT FROM price p WHERE p.plan = v.plan AND p.version = v.version
+            AND p.meter = m.meter)
+),
+used AS MATERIALIZED (
+    SELECT t.tenant_id, t.starts_at, t.meter, t.bot_id, t.quantity
+    FROM usage_total t
+    JOIN segment s ON s.tenant_id = t.tenant_id AND s.starts_at = t.starts_at
+    JOIN wanted w ON w.plan = s.plan AND w.version = s.version AND w.meter = t.meter
+    UNION ALL
+    SELECT i.tenant_id, s.starts_at, w.meter, i.bot_id, CASE w.meter
+        WHEN 'bot_seconds' THEN r.seconds
+        WHEN 'cpu_core_seconds' THEN r.seconds * i.cpu_milli * 0.001
+        ELSE r.seconds * i.mem_bytes * 0.000000000931322574615478515625 END
+    FROM runtime_interval i
+    JOIN segment s ON s.tenant_id = i.tenant_id
+    JOIN wanted w ON w.plan = s.plan AND w.version = s.version
+        AND w.meter IN ('bot_seconds', 'cpu_core_seconds', 'memory_gib_seconds')
+        AND (w.meter <> 'bot_seconds' OR i.container = 'bot')
+    CROSS JOIN LATERAL (SELECT extract(epoch FROM least(s.ends_at, %(now)s)
+        - greatest(i.started_at, s.starts_at)) AS seconds) AS r
+    WHERE i.ended_at IS NULL AND greatest(i.started_at, s.starts_at) < least(s.ends_at, %(now)s)
+),
+metered AS MATERIALIZED (
+    SELECT u.tenant_id, u.starts_at, u.meter,
+        trim_scale(trunc(sum(u.quantity), 12)) AS quantity
+    FROM used u GROUP BY u.tenant_id, u.starts_at, u.meter HAVING sum(u.quantity) > 0
+),
+priced AS MATERIALIZED (
+    SELECT p.plan, p.version, p.meter, p.model, trim_scale(p.unit_size) AS unit_size,
+        trim_scale(p.included) AS included, z.tiers, trim_scale(z.unit_price) AS unit_price,
+        z.flat_minor, power(10::numeric, u.minor_units) AS minors
+    FROM price p
+    JOIN plan l ON l.plan = p.plan
+    JOIN currency u ON u.currency = l.currency
+    CROSS JOIN LATERAL (SELECT count(*) AS tiers, min(t.unit_price)::numeric AS unit_price,
+        min(t.flat_fee_minor)::numeric AS flat_minor FROM price_tier t
+        WHERE t.plan = p.plan AND t.version = p.version AND t.meter = p.meter) AS z
 ),
 line AS MATERIALIZED (
-    SELECT * FROM charge(%(tenants)s, %(periods)s, %(now)s) WHERE kind <> 'commitment'
+    SELECT u.tenant_id, u.starts_at, u.meter, u.quantity, i.included, CASE
+        WHEN p.model IS NULL THEN 0
+        WHEN t.flat_minor = 0 AND p.unit_size = 1 AND scale(t.units) <= 18 THEN t.units
+        WHEN t.flat_minor = 0 THEN divide(t.units, p.unit_size)
+        ELSE divide(t.units * p.minors * s.period_seconds
+            + t.flat_minor * s.seconds * p.unit_size,
+            p.minors * s.period_seconds * p.unit_size) END AS exact
+    FROM metered u
+    JOIN segment s ON s.tenant_id = u.tenant_id AND s.starts_at = u.starts_at
+    LEFT JOIN priced p ON p.plan = s.plan AND p.version = s.version AND p.meter = u.meter
+    CROSS JOIN LATERAL (SELECT CASE WHEN s.seconds = s.period_seconds THEN p.included
+        ELSE div(p.included * s.seconds * 1000000000000, s.period_seconds) * 0.000000000001
+        END AS included OFFSET 0) AS i
+    CROSS JOIN LATERAL (SELECT greatest(u.quantity - i.included, 0) AS billable OFFSET 0) AS b
+    CROSS JOIN LATERAL (SELECT p.unit_size * (div(b.billable, p.unit_size)
+        + sign(mod(b.billable, p.unit_size))) AS packages) AS k
+    LEFT JOIN LATERAL (
+        SELECT COALESCE(sum(w.units * trim_scale(t.unit_price)), 0) AS units,
+            COALESCE(sum(t.flat_fee_minor), 0) AS flat_minor
+        FROM price_tier t
+        CROSS JOIN LATERAL (SELECT CASE p.model
+            WHEN 'flat' THEN 0
+            WHEN 'package' THEN k.packages
+            WHEN 'graduated' THEN least(b.billable, t.hi) - t.lo
+            ELSE b.billable END AS units) AS w
+        WHERE t.plan = p.plan AND t.version = p.version AND t.meter = p.meter
+            AND b.billable > t.lo AND (p.model <> 'volume' OR b.billable <= t.hi OR t.hi IS NULL)
+    ) AS m ON p.tiers > 1 AND b.billable > 0
+    CROSS JOIN LATERAL (SELECT
+        CASE WHEN b.billable = 0 THEN 0 WHEN p.tiers > 1 THEN m.flat_minor
+            ELSE p.flat_minor END AS flat_minor,
+        CASE WHEN b.billable = 0 OR p.model = 'flat' THEN 0 WHEN p.tiers > 1 THEN m.units
+            WHEN p.model = 'package' THEN p.unit_price * k.packages
+            ELSE p.unit_price * b.billable END AS units OFFSET 0) AS t
+),
+share AS MATERIALIZED (
+    SELECT l.tenant_id, l.starts_at, l.meter, l.exact / l.quantity AS factor
+    FROM line l WHERE l.exact > 0
 )
-SELECT l.tenant_id, NULL::uuid AS bot_id, 0::numeric AS bot_seconds, 0::numeric AS rpc_calls,
-    sum(l.exact)::numeric(38, 18) AS cost
-FROM line l GROUP BY l.tenant_id
+SELECT l.tenant_id, NULL::uuid AS bot_id, l.meter, sum(l.quantity) AS quantity,
+    sum(l.included) AS included, sum(l.exact)::numeric(38, 18) AS cost
+FROM line l GROUP BY l.tenant_id, l.meter
 UNION ALL
-SELECT u.tenant_id, u.bot_id,
-    COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'bot_seconds'), 0),
-    COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'rpc_calls'), 0),
-    COALESCE(sum(l.exact * u.quantity / l.quantity), 0)::numeric(38, 18)
-FROM (
-    SELECT tenant_id, bot_id, meter, starts_at, sum(quantity) AS quantity
-    FROM used GROUP BY tenant_id, bot_id, meter, starts_at
-) u
-LEFT JOIN line l ON l.tenant_id = u.tenant_id AND l.meter = u.meter AND l.starts_at = u.starts_at
+SELECT u.tenant_id, u.bot_id, NULL,
+    COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'bot_seconds'), 0), NULL,
+    COALESCE(sum(u.quantity * h.factor), 0)::numeric(38, 18)
+FROM used u
+LEFT JOIN share h ON h.tenant_id = u.tenant_id AND h.starts_at = u.starts_at AND h.meter = u.meter
+WHERE u.bot_id <> '00000000-0000-0000-0000-000000000000'
 GROUP BY u.tenant_id, u.bot_id
+
+-- totals_that_differ --
+-- Where totals are not what intervals and events say: nowhere, ever.
+WITH kept AS (
+    SELECT array_agg(k.tenant_id ORDER BY k.tenant_id, k.period) AS tenants,
+        array_agg(k.period ORDER BY k.tenant_id, k.period) AS periods
+    FROM (SELECT DISTINCT s.tenant_id, s.period FROM usage_segment s) k
+),
+truth AS (
+    SELECT u.tenant_id, u.starts_at, u.meter, u.bot_id, sum(u.quantity) AS quantity
+    FROM kept CROSS JOIN LATERAL segment_usage(kept.tenants, kept.periods) u
+    GROUP BY u.tenant_id, u.starts_at, u.meter, u.bot_id
+)
+SELECT tenant_id, starts_at, meter, bot_id, t.quantity, r.quantity
+FROM usage_total t FULL JOIN truth r USING (tenant_id, starts_at, meter, bot_id)
+WHERE COALESCE(t.quantity, 0) <> COALESCE(r.quantity, 0)
+
+-- open_tenant --
+SELECT tenant_id FROM tenant WHERE name = %(tenant)s AND closed_at IS NULL
+
+-- note_limits --
+-- Each warning once per period; returns those that are new.
+INSERT INTO limit_notice AS n (tenant_id, period, scope, percent, used, limit_value, noticed_at)
+SELECT u.tenant_id, u.period, u.scope, p.percent, u.used, u.limit_value, %(now)s
+FROM unnest(%(tenants)s::uuid[], %(periods)s::text[], %(scopes)s::text[], %(used)s::numeric[],
+    %(limits)s::numeric[]) AS u (tenant_id, period, scope, used, limit_value)
+CROSS JOIN unnest(ARRAY[50, 80, 90, 100]) AS p (percent)
+WHERE u.used * 100 >= u.limit_value * p.percent
+    AND NOT EXISTS (SELECT FROM limit_notice k WHERE k.tenant_id = u.tenant_id
+        AND k.period = u.period AND k.scope = u.scope AND k.percent = p.percent)
+ORDER BY u.tenant_id, u.period, u.scope, p.percent
+ON CONFLICT DO NOTHING
+RETURNING n.tenant_id, n.period, n.scope, n.percent, n.used, n.limit_value
+
+-- block_spenders --
+INSERT INTO spend_block (tenant_id, blocked_at, period, used, limit_value)
+SELECT u.tenant_id, %(now)s, u.period, u.used, u.limit_value
+FROM unnest(%(tenants)s::uuid[], %(periods)s::text[], %(used)s::numeric[], %(limits)s::numeric[])
+    AS u (tenant_id, period, used, limit_value)
+WHERE u.used >= u.limit_value
+    AND NOT EXISTS (SELECT FROM spend_block b
+        WHERE b.tenant_id = u.tenant_id AND b.cleared_at IS NULL)
+ORDER BY u.tenant_id
+ON CONFLICT DO NOTHING
+
+-- clear_spenders --
+-- Room is there again at once when something happened: a new period, a higher limit, a credit.
+-- Otherwise well below the limit, and not before ten minutes.
+UPDATE spend_block b SET cleared_at = greatest(%(now)s, b.blocked_at)
+FROM unnest(%(tenants)s::uuid[], %(periods)s::text[], %(used)s::numeric[], %(limits)s::numeric[])
+    AS u (tenant_id, period, used, limit_value)
+WHERE b.tenant_id = u.tenant_id AND b.cleared_at IS NULL AND (u.limit_value IS NULL
+    OR (u.used < u.limit_value AND (u.period <> b.period OR u.limit_value > b.limit_value
+        OR (u.used * 100 < u.limit_value * 95
+            AND b.blocked_at <= %(now)s::timestamptz - interval '10 minutes'))))
+
+-- open_blocks --
+SELECT b.tenant_id, b.blocked_at FROM spend_block b WHERE b.cleared_at IS NULL

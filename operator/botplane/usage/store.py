@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, dict_row
 
 from botplane.errors import Rejected
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
+from botplane.usage.standing import (
+    LimitState,
+    MeterStanding,
+    Notice,
+    Standing,
+    near_limits,
+)
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import Collection, Sequence
 
     from psycopg import Connection
 
 SQL = load_queries(__package__)
-NO_BOT = UUID(int=0)
-"""Stands in the sums for usage that no bot reported."""
+TENANTS_AT_ONCE: Final = 200
+"""Whose totals are built in one transaction, which holds up the writers of usage."""
+NOTICE: Final = timedelta(minutes=15)
+"""From reaching the spend limit to the suspension of the bots."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,50 +107,177 @@ def usage_by_bot(
             return cursor.execute(SQL["usage_by_bot"], names).fetchall()
 
 
-def usage_summaries(
-    conn: Connection[Any], now: datetime
-) -> tuple[dict[UUID, UsageSummary], dict[UUID, BotTotal]]:
-    """Return where every open tenant and its bots stand now, in a fixed number of statements.
+def standings(
+    conn: Connection[Any], now: datetime, tenants: Sequence[UUID] | None = None
+) -> tuple[dict[UUID, Standing], dict[UUID, BotTotal]]:
+    """Return where open tenants and their bots stand now, in a fixed number of statements.
+
+    A few more statements follow a new month or a changed plan: the totals are built then.
+
+    Args:
+        conn: Connection without an open transaction.
+        now: Containers that still run count until then.
+        tenants: Some of them, with every meter; None: all, with the meters that have a price.
 
     Raises:
         Retryable: Postgres is away.
     """
-    moment = now.replace(microsecond=0)
-    with translated_errors(), conn.transaction():
-        conn.execute(SQL["ensure_periods"], {"now": moment})
-        current = conn.execute(SQL["current_periods"], {"now": moment}).fetchall()
-        watermark = conn.execute(SQL["metered_time"]).fetchone()
-        rows = conn.execute(
-            SQL["standing"],
-            {
-                "tenants": [tenant_id for tenant_id, _, _ in current],
-                "periods": [period for _, period, _ in current],
-                "now": moment,
-            },
-        ).fetchall()
-    metered_time = None if watermark is None else watermark[0].astimezone(UTC)
-    seconds, calls = defaultdict[UUID, Decimal](Decimal), defaultdict[UUID, Decimal](Decimal)
-    costs: dict[UUID, Decimal] = {}
+    names = {
+        "now": now.replace(microsecond=0),
+        "tenants": None if tenants is None else list(tenants),
+    }
+    with translated_errors():
+        _build_totals(conn, names)
+        with conn.transaction():
+            conn.execute(SQL["wide_memory"])
+            terms = conn.cursor(row_factory=dict_row).execute(SQL["terms"], names).fetchall()
+            watermark = conn.execute(SQL["metered_time"]).fetchone()
+            commissions = dict(conn.execute(SQL["commissions"], names).fetchall())
+            blocks = dict(conn.execute(SQL["open_blocks"]).fetchall())
+            rows = conn.execute(SQL["standing"], names).fetchall()
     bots: dict[UUID, BotTotal] = {}
-    for tenant_id, bot_id, bot_seconds, rpc_calls, cost in rows:
+    meters = defaultdict[UUID, list[MeterStanding]](list)
+    for tenant_id, bot_id, meter, quantity, included, cost in rows:
         if bot_id is None:
-            costs[tenant_id] = cost
-            continue
-        if bot_id != NO_BOT:
-            bots[bot_id] = BotTotal(int(bot_seconds), cost)
-        seconds[tenant_id] += bot_seconds
-        calls[tenant_id] += rpc_calls
-    summaries = {
-        tenant_id: UsageSummary(
-            period_start=starts_at.astimezone(UTC),
-            bot_seconds=int(seconds[tenant_id]),
-            rpc_calls=int(calls[tenant_id]),
-            cost=costs.get(tenant_id, Decimal(0)),
+            meters[tenant_id].append(
+                MeterStanding(meter=meter, quantity=quantity, included=included, cost=cost)
+            )
+        else:
+            bots[bot_id] = BotTotal(int(quantity), cost)
+    metered_time = None if watermark is None else watermark[0].astimezone(UTC)
+    return {
+        row["tenant_id"]: Standing(
+            **row | {"starts_at": _utc(row["starts_at"]), "ends_at": _utc(row["ends_at"])},
+            commission=commissions.get(row["tenant_id"], Decimal(0)),
+            meters=tuple(sorted(meters[row["tenant_id"]], key=lambda meter: meter.meter)),
+            limit_state=_limit_state(blocks.get(row["tenant_id"]), now),
             metered_time=metered_time,
         )
-        for tenant_id, _, starts_at in current
+        for row in terms
+    }, bots
+
+
+def standing_of(conn: Connection[Any], tenant_name: str, now: datetime) -> Standing:
+    """Return where one open tenant stands now, with every meter.
+
+    Raises:
+        Rejected: There is no open tenant of this name, or nothing runs for it yet.
+        Retryable: Postgres is away.
+    """
+    with translated_errors(), conn.transaction():
+        row = conn.execute(SQL["open_tenant"], {"tenant": tenant_name}).fetchone()
+    found = standings(conn, now, [row[0]])[0] if row is not None else {}
+    if row is None or row[0] not in found:
+        raise Rejected("TenantNotFound", f"No tenant {tenant_name} has a billing period now.")
+    return found[row[0]]
+
+
+def enforce_limits(
+    conn: Connection[Any], stands: Collection[Standing], now: datetime
+) -> list[Notice]:
+    """Note who has come near a limit, block who reached the spend limit, clear who has room.
+
+    Returns:
+        The warnings that are new: each of 50, 80, 90 and 100 percent comes once per period,
+        whoever asks and however often.
+
+    Raises:
+        Retryable: Postgres is away.
+    """
+    near = list(near_limits(stands))
+    spending = {
+        "tenants": [stand.tenant_id for stand in stands],
+        "periods": [stand.period for stand in stands],
+        "used": [stand.cost for stand in stands],
+        "limits": [stand.spend_limit for stand in stands],
+        "now": now,
+    }
+    with translated_errors(), conn.transaction():
+        conn.execute(SQL["clear_spenders"], spending)
+        conn.execute(SQL["block_spenders"], spending)
+        rows = conn.execute(
+            SQL["note_limits"],
+            {
+                "tenants": [limit.tenant_id for limit in near],
+                "periods": [limit.period for limit in near],
+                "scopes": [limit.scope for limit in near],
+                "used": [limit.used for limit in near],
+                "limits": [limit.limit for limit in near],
+                "now": now,
+            },
+        ).fetchall()
+    return [
+        Notice(tenant_id=t, period=p, scope=scope, percent=percent, used=used, limit=limit)
+        for t, p, scope, percent, used, limit in rows
+    ]
+
+
+def blocked_tenants(conn: Connection[Any]) -> frozenset[UUID]:
+    """Return who has reached the spend limit: RPC is refused at once."""
+    with translated_errors(), conn.transaction():
+        return frozenset(t for t, _ in conn.execute(SQL["open_blocks"]))
+
+
+def over_limit_tenants(conn: Connection[Any], now: datetime) -> frozenset[UUID]:
+    """Return who has reached the spend limit and had notice: bots are suspended."""
+    with translated_errors(), conn.transaction():
+        rows = conn.execute(SQL["open_blocks"]).fetchall()
+    return frozenset(t for t, at in rows if _limit_state(at, now) is LimitState.SUSPENDED)
+
+
+def totals_that_differ(conn: Connection[Any]) -> list[tuple[Any, ...]]:
+    """Return where the totals are not what intervals and events say; there must be none."""
+    with translated_errors(), conn.transaction():
+        conn.execute(SQL["wide_memory"])
+        return conn.execute(SQL["totals_that_differ"]).fetchall()
+
+
+def usage_summaries(
+    conn: Connection[Any], now: datetime
+) -> tuple[dict[UUID, UsageSummary], dict[UUID, BotTotal]]:
+    """Return what the status of every open tenant and its bots shows.
+
+    Raises:
+        Retryable: Postgres is away.
+    """
+    stands, bots = standings(conn, now)
+    summaries = {
+        tenant_id: UsageSummary(
+            period_start=stand.starts_at,
+            bot_seconds=int(stand.quantity("bot_seconds")),
+            rpc_calls=int(stand.quantity("rpc_calls")),
+            cost=stand.cost,
+            metered_time=stand.metered_time,
+        )
+        for tenant_id, stand in stands.items()
     }
     return summaries, bots
+
+
+def _build_totals(conn: Connection[Any], names: dict[str, Any]) -> None:
+    missing = [t for (t,) in conn.execute(SQL["unsegmented"], names)]
+    if not missing:
+        return
+    with conn.transaction():
+        conn.execute(SQL["ensure_periods"], names)
+    for start in range(0, len(missing), TENANTS_AT_ONCE):
+        some = missing[start : start + TENANTS_AT_ONCE]
+        with conn.transaction():
+            periods = conn.execute(SQL["periods_of"], names | {"tenants": some}).fetchall()
+            conn.execute(
+                SQL["build_segments"],
+                {"tenants": [t for t, _ in periods], "periods": [p for _, p in periods]},
+            )
+
+
+def _limit_state(blocked_at: datetime | None, now: datetime) -> LimitState:
+    if blocked_at is None:
+        return LimitState.CLEAR
+    return LimitState.SUSPENDED if now >= blocked_at + NOTICE else LimitState.BLOCKED
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
 
 
 def _not_found(tenant_name: str, period: str | None, known: Any) -> Rejected:

@@ -1,0 +1,145 @@
+"""Where a tenant stands in the period that runs now, and which limits it has come near. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Final
+from uuid import UUID
+
+WARN_FROM_PERCENT: Final = 50
+SPEND: Final = "spend"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeterStanding:
+    """What was used of one meter.
+
+    Attributes:
+        meter: Such as `rpc_calls`.
+        quantity: In the unit of the meter.
+        included: What the fee of the period covers; None without a price.
+        cost: Charge so far, unrounded, in the major unit.
+    """
+
+    meter: str
+    quantity: Decimal
+    included: Decimal | None
+    cost: Decimal
+
+    @property
+    def included_percent(self) -> int | None:
+        """Whole percent of the included quantity, or None when nothing is included."""
+        return None if not self.included else int(self.quantity * 100 / self.included)
+
+
+class LimitState(StrEnum):
+    """What the spend limit does to a tenant."""
+
+    CLEAR = "Clear"
+    BLOCKED = "Blocked"
+    """RPC is refused; bots are told that they will be suspended."""
+    SUSPENDED = "Suspended"
+    """The notice is over: bots are suspended too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where one tenant stands.
+
+    Attributes:
+        tenant_id: Uid of the Tenant.
+        tenant: Its name.
+        period: Name of the billing period.
+        starts_at: First moment of the period, UTC.
+        ends_at: First moment after it.
+        currency: Of all amounts, which are unrounded and in the major unit.
+        fee: Of the whole period.
+        commission: On trades so far; final when the period is billed.
+        meters: What was used, by meter.
+        spend_limit: With the credits of the period; None is no limit.
+        limit_state: What the limit does now.
+        metered_time: Until when all runs are recorded; None: metering never reported.
+    """
+
+    tenant_id: UUID
+    tenant: str
+    period: str
+    starts_at: datetime
+    ends_at: datetime
+    currency: str
+    fee: Decimal
+    commission: Decimal
+    meters: tuple[MeterStanding, ...]
+    spend_limit: Decimal | None
+    limit_state: LimitState
+    metered_time: datetime | None
+
+    @property
+    def cost(self) -> Decimal:
+        """Fee, usage and commission so far."""
+        return sum((meter.cost for meter in self.meters), self.fee + self.commission)
+
+    @property
+    def limit_percent(self) -> int | None:
+        """Whole percent of the spend limit; None without one."""
+        if self.spend_limit is None:
+            return None
+        return int(self.cost * 100 / self.spend_limit) if self.spend_limit else 100
+
+    def quantity(self, meter: str) -> Decimal:
+        """Return what was used of a meter."""
+        return next((m.quantity for m in self.meters if m.meter == meter), Decimal(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearLimit:
+    """A limit that is used by half or more."""
+
+    tenant_id: UUID
+    period: str
+    scope: str
+    used: Decimal
+    limit: Decimal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """A warning that was never given before in this period.
+
+    Attributes:
+        scope: `spend`, or `included/<meter>`.
+        percent: 50, 80, 90 or 100.
+    """
+
+    tenant_id: UUID
+    period: str
+    scope: str
+    percent: int
+    used: Decimal
+    limit: Decimal
+
+
+def near_limits(standings: Iterable[Standing]) -> Iterator[NearLimit]:
+    """Yield the limits of which half or more is used: spend, and included quantities."""
+    for standing in standings:
+        if standing.spend_limit is not None:
+            yield from _if_near(standing, SPEND, standing.cost, standing.spend_limit)
+        for meter in standing.meters:
+            if meter.included:
+                scope = f"included/{meter.meter}"
+                yield from _if_near(standing, scope, meter.quantity, meter.included)
+
+
+def _if_near(standing: Standing, scope: str, used: Decimal, limit: Decimal) -> Iterator[NearLimit]:
+    if used * 100 >= limit * WARN_FROM_PERCENT:
+        yield NearLimit(
+            tenant_id=standing.tenant_id,
+            period=standing.period,
+            scope=scope,
+            used=used,
+            limit=limit,
+        )
