@@ -14,10 +14,11 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from botplane.billing.trades import store as trade_store
 from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
 from botplane.metering.events import store as event_store
-from botplane.metering.events.policy import Verdict
+from botplane.metering.events.policy import Trade, Verdict
 from botplane.metering.events.store import Batch
 from botplane.store.errors import translated_errors
 from botplane.store.pool import open_pool
@@ -26,6 +27,7 @@ from botplane.web.app import Counted, create_app
 from botplane.web.auth import Bearers
 from botplane.web.events import events_router
 from botplane.web.queue import EventQueue
+from botplane.web.reports import reports_router
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -66,11 +68,19 @@ class WebProcess:
         self._prepared = False
         self._queue = EventQueue(self._ingest)
         bearers = Bearers(lambda *parts: self._database.call(event_store.find_key, *parts))
-        routers = [events_router(bearers, self._queue, clock)]
+        routers = [
+            events_router(bearers, self._queue, clock),
+            reports_router(bearers, self._database.call, clock),
+        ]
         self.app = Counted(create_app(routers, self._beside, self._live, self._ready))
 
     def _ingest(self, batches: Sequence[Batch]) -> list[list[Verdict]]:
-        return self._database.call(event_store.ingest, batches, self._clock())
+        now = self._clock()
+
+        def record(conn: Any, trades: Sequence[Trade]) -> None:
+            trade_store.record_trades(conn, [trade_store.Trade(**vars(t)) for t in trades], now)
+
+        return self._database.call(event_store.ingest, batches, now, record)
 
     @contextlib.asynccontextmanager
     async def _beside(self, _app: FastAPI) -> AsyncIterator[None]:
