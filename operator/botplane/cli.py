@@ -62,6 +62,20 @@ class Output(StrEnum):
     JSON = "json"
 
 
+class InvoiceOutput(StrEnum):
+    """How an invoice is written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    FOCUS = "focus"
+    PDF = "pdf"
+
+
+InvoiceOutputOption = Annotated[
+    InvoiceOutput,
+    typer.Option("-o", "--output", help="csv: its lines. focus: costs in the columns of FOCUS."),
+]
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="table or json.")]
 
 
@@ -111,14 +125,26 @@ def migrate() -> None:
 
 
 @app.command()
-def invoice(tenant: TenantName, period: Period = None, output: OutputOption = Output.TABLE) -> None:
+def invoice(
+    tenant: TenantName, period: Period = None, output: InvoiceOutputOption = InvoiceOutput.TABLE
+) -> None:
     """Show the invoice of a period; issue it when the period has ended and usage is complete."""
-    from botplane.billing import documents, run
+    from botplane.billing import documents, exports, pdf, run
 
     _, limits = _collection()
     issued = _ask(lambda conn, now: run.invoice(conn, tenant, period, now, limits))
-    render = documents.render_json if output is Output.JSON else documents.render_table
-    typer.echo(render(issued))
+    match output:
+        case InvoiceOutput.JSON:
+            typer.echo(documents.render_json(issued))
+        case InvoiceOutput.CSV:
+            typer.echo(exports.lines_csv(issued), nl=False)
+        case InvoiceOutput.FOCUS:
+            typer.echo(exports.focus_csv(issued), nl=False)
+        case InvoiceOutput.PDF:
+            title = issued.number or f"{tenant} {issued.billed.period}"
+            typer.echo(pdf.render_pdf(documents.render_table(issued), title), nl=False)
+        case _:
+            typer.echo(documents.render_table(issued))
 
 
 @app.command()
@@ -347,6 +373,26 @@ def _tell_differences(found: Sequence[Difference], none: str) -> None:
     if found:
         raise typer.Exit(1)
     typer.echo(none)
+
+
+@app.command("tenant-export")
+def tenant_export(
+    tenant: TenantName, file: Annotated[Path, typer.Argument(help="The zip to write.")]
+) -> None:
+    """Write everything that is stored about a tenant into an archive with checksums."""
+    from botplane.billing.records import store
+
+    with file.open("xb") as target:
+        _ask(lambda conn, now: store.export_tenant(conn, tenant, target, now))
+
+
+@app.command("tenant-erase")
+def tenant_erase(tenant: TenantName) -> None:
+    """Erase the personal data of a deleted tenant; issued invoices stay, as the law wants."""
+    from botplane.billing.records import store
+
+    erased = _ask(lambda conn, now: store.erase_tenant(conn, _order(tenant, now)))
+    typer.echo("Erased." if erased else "There was nothing left to erase.")
 
 
 @app.command("credit-note")
