@@ -129,7 +129,8 @@ def standings(
     with translated_errors():
         _build_totals(conn, names)
         with conn.transaction():
-            conn.execute(SQL["wide_memory"])
+            if tenants is None:
+                conn.execute(SQL["read_at_once"])
             terms = conn.cursor(row_factory=dict_row).execute(SQL["terms"], names).fetchall()
             watermark = conn.execute(SQL["metered_time"]).fetchone()
             commissions = dict(conn.execute(SQL["commissions"], names).fetchall())
@@ -228,7 +229,7 @@ def over_limit_tenants(conn: Connection[Any], now: datetime) -> frozenset[UUID]:
 def totals_that_differ(conn: Connection[Any]) -> list[tuple[Any, ...]]:
     """Return where the totals are not what intervals and events say; there must be none."""
     with translated_errors(), conn.transaction():
-        conn.execute(SQL["wide_memory"])
+        conn.execute(SQL["read_at_once"])
         return conn.execute(SQL["totals_that_differ"]).fetchall()
 
 
