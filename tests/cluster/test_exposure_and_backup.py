@@ -145,6 +145,12 @@ def test_a_pod_monitor_is_made_where_its_definition_exists(world: World) -> None
     assert monitor is not None
     assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "metrics", "path": "/metrics"}]
 
+    world.patch(*bot_key(tenant), {"spec": {"metrics": None}})
+
+    world.eventually(
+        lambda: world.read("PodMonitor", f"tenant-{tenant}", "bot") is None, "the monitor is gone"
+    )
+
 
 def _created_pods(world: World, namespace: str) -> dict[str, Any] | None:
     pods = world.list("Pod", namespace)

@@ -37,21 +37,22 @@ def test_killed_at_any_write_it_ends_where_it_would_have_ended(
     began = time.monotonic()
 
     outcomes: list[Outcome] = []
-    for batch in batches(chosen):
-        outcomes += stage.killed(batch, known)
-        with capsys.disabled():
-            print(f"\n{time.monotonic() - began:4.0f} s: {_told(outcomes)}", end="", flush=True)
-
-    reached = [outcome for outcome in outcomes if outcome.reached]
     with capsys.disabled():
+        for batch in batches(chosen):
+            outcomes += stage.killed(batch, known)
+            print(f"\n{time.monotonic() - began:4.0f} s: {_told(outcomes)}", end="", flush=True)
+        for batch in batches([o.point for o in outcomes if not o.reached]):
+            # Such a write came sooner or later than the rule was there for: once more.
+            outcomes = [o for o in outcomes if o.faults or o.point not in batch]
+            outcomes += stage.killed(batch, known)
         took = time.monotonic() - began
         print(f"\n{len(every)} points in {len(known)} scenarios; {_told(outcomes)}, {took:.0f} s")
         for outcome in outcomes:
-            if not outcome.reached:
-                print(f"  not met: {outcome.point}")
+            print(f"  not met: {outcome.point}\n" * (not outcome.reached), end="")
     failed = {str(outcome.point): outcome.faults for outcome in outcomes if outcome.faults}
     assert not failed, "\n".join(f"{point}\n    {faults}" for point, faults in failed.items())
-    assert len(reached) >= LEAST_REACHED * len(outcomes)
+    reached = sum(outcome.reached for outcome in outcomes)
+    assert reached >= LEAST_REACHED * len(outcomes)
 
 
 def batches(points: list[Point]) -> Iterator[list[Point]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support.controlplane.api import Api
+
+PATH = "/api/v1/persistentvolumes"
 CLASS = "standard"
 VOLUMES = 30
 
@@ -18,6 +21,13 @@ def standard_volumes() -> list[dict[str, Any]]:
         "volumeBindingMode": "Immediate",
     }
     return [kind, *(_volume(number) for number in range(VOLUMES))]
+
+
+def free_released(api: Api) -> None:
+    """Let volumes whose claims are gone be bound again, as a storage driver's would be."""
+    for volume in api.get(PATH)["items"]:
+        if volume.get("status", {}).get("phase") == "Released":
+            api.patch(f"{PATH}/{volume['metadata']['name']}", {"spec": {"claimRef": None}})
 
 
 def _volume(number: int) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Run the test that must catch each seeded bug, and print which did: `make test-seeded`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.faults.seeded import BUGS
+from tests.support.installation import ROOT
+
+HERE = Path(__file__).parent
+CLUSTER, FAULTS = "tests/cluster/test_", "tests/faults/test_"
+CAUGHT_BY = {
+    "finalizer-forgotten": f"{CLUSTER}tenants.py::test_a_deleted_tenant_settles_and_goes_with_its_"
+    "namespace",
+    "finalizer-removed-before-the-namespace": f"{FAULTS}crashes.py",
+    "written-once-is-written-for-ever": f"{CLUSTER}drift.py::test_a_deleted_object_is_back"
+    "[NetworkPolicy-default-deny]",
+    "drift-is-not-seen": f"{CLUSTER}drift.py::test_an_edited_object_is_as_before"
+    "[ResourceQuota-plan]",
+    "pruning-forgotten": f"{CLUSTER}bots.py::test_an_autoscaler_that_is_no_longer_wanted_goes",
+    "deleted-by-name": f"{FAULTS}neighbours.py::test_a_delete_never_meets_another_object",
+    "foreign-namespace-taken": f"{CLUSTER}tenants.py::test_a_foreign_namespace_is_not_touched",
+    "ready-before-it-is-closed": f"{FAULTS}api_faults.py::test_no_tenant_was_ready_before_it_was_"
+    "closed",
+    "suspension-forgotten": f"{CLUSTER}tenants.py::test_suspending_a_tenant_stops_its_bots_and_"
+    "resuming_starts_them",
+    "keys-not-derived": f"{CLUSTER}steady_state.py::test_a_restarted_operator_writes_nothing",
+    "retry-after-ignored": f"{FAULTS}api_faults.py::test_retry_after_is_obeyed",
+    "watches-give-up": f"{FAULTS}neighbours.py::test_an_outage_of_the_api_server_restarts_nothing",
+    "a-bug-ends-the-operator": f"{FAULTS}neighbours.py::test_a_tenant_that_makes_passes_fail_"
+    "disturbs_nobody",
+    "lost-events-stay-lost": f"{FAULTS}api_faults.py::test_a_watch_that_fails_is_made_good"
+    "[dropped]",
+    "status-written-each-time": f"{CLUSTER}steady_state.py::test_an_idle_operator_writes_only_"
+    "usage",
+    "lease-not-released": f"{CLUSTER}outages.py::test_the_second_replica_takes_over_within_three_"
+    "seconds",
+    "released-before-the-commit": f"{FAULTS}metering.py::test_no_pod_goes_while_postgres_is_down",
+}
+SETTINGS = {"finalizer-removed-before-the-namespace": {"BOTPLANE_SCENARIO": "delete"}}
+# A package that is the real one, with the bug put in as soon as it is imported.
+SHIM = """
+import sys
+sys.path.insert(0, {here!r})
+__path__ = [{real!r}]
+import seeded
+seeded.apply()
+"""
+
+
+def main(names: list[str]) -> int:
+    """Try the named bugs, or all; return 1 unless each was caught."""
+    missed = []
+    for name in names or sorted(BUGS):
+        began = time.monotonic()
+        caught = is_caught(name)
+        took = time.monotonic() - began
+        verdict = "caught by" if caught else "NOT caught by"
+        print(f"{name:42} {verdict} {CAUGHT_BY[name]} ({took:.0f} s)", flush=True)
+        missed += [] if caught else [name]
+    print(f"{len(names or BUGS) - len(missed)} of {len(names or BUGS)} seeded bugs were caught")
+    return 1 if missed else 0
+
+
+def is_caught(name: str) -> bool:
+    """Return whether the test that is responsible for a bug fails with it."""
+    with tempfile.TemporaryDirectory(prefix="botplane-seeded-") as folder:
+        shim = Path(folder) / "botplane" / "__init__.py"
+        shim.parent.mkdir()
+        shim.write_text(SHIM.format(here=str(HERE), real=str(ROOT / "operator" / "botplane")))
+        settings = {
+            "BOTPLANE_SEEDED_BUG": name,
+            "BOTPLANE_COMMAND": f"{sys.executable} {HERE / 'seeded.py'}",
+            "METERING_CODE": folder,
+        }
+        command = [sys.executable, "-m", "pytest", "-q", "-x", CAUGHT_BY[name]]
+        done = subprocess.run(
+            command,
+            check=False,
+            cwd=ROOT,
+            env=os.environ | settings | SETTINGS.get(name, {}),
+            stdout=subprocess.DEVNULL,
+        )
+    # 1: tests ran and one failed. Anything else is a broken run and proves nothing.
+    return done.returncode == 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,225 @@
+"""The command `botplane` with one of our own bugs put into it: tests that stay green are no tests.
+
+`BOTPLANE_SEEDED_BUG` names the bug, `BOTPLANE_RESYNC_SECONDS` shortens the time between full
+lists. Nothing of this is in the product: methods are replaced before the command starts.
+"""
+
+# ruff: noqa: PLC0415, SLF001 - a bug imports and replaces what it is in
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+BUGS: dict[str, Callable[[], None]] = {}
+
+
+def put(owner: Any, name: str, wrong: Any) -> None:
+    """Put something wrong in the place of a function."""
+    setattr(owner, name, wrong)
+
+
+def bug(seed: Callable[[], None]) -> Callable[[], None]:
+    """Register a bug under its name."""
+    BUGS[seed.__name__.replace("_", "-")] = seed
+    return seed
+
+
+@bug
+def finalizer_forgotten() -> None:
+    from botplane.runtime.cluster import Cluster
+
+    async def add_finalizer(_self: Any, _body: Any, _finalizer: str) -> bool:
+        return False
+
+    put(Cluster, "add_finalizer", add_finalizer)
+
+
+@bug
+def finalizer_removed_before_the_namespace() -> None:
+    from botplane.api.labels import TENANT_FINALIZER
+    from botplane.kube.observe import Key
+    from botplane.tenants.reconcile import TenantReconciler
+
+    right = TenantReconciler._retain_or_delete
+
+    async def wrong(self: Any, space: Any, days: int) -> None:
+        body = self._cluster.objects.get(Key("Tenant", "", space.name.removeprefix("tenant-")))
+        await self._cluster.remove_finalizer(body, TENANT_FINALIZER)
+        await right(self, space, days)
+
+    put(TenantReconciler, "_retain_or_delete", wrong)
+
+
+@bug
+def written_once_is_written_for_ever() -> None:
+    from botplane.kube.drift import digest
+    from botplane.kube.observe import Children
+
+    right, written = Children.is_settled, set[str]()
+
+    def wrong(self: Children, desired: Any) -> bool:
+        known = digest(desired) in written or right(self, desired)
+        written.add(digest(desired))
+        return known
+
+    put(Children, "is_settled", wrong)
+
+
+@bug
+def drift_is_not_seen() -> None:
+    from botplane.kube import observe
+
+    put(observe, "holds", lambda _observed, _desired: True)
+
+
+@bug
+def pruning_forgotten() -> None:
+    from botplane.kube.apply import Applier
+
+    async def prune(*_: Any) -> list[Any]:
+        return []
+
+    put(Applier, "prune", prune)
+
+
+@bug
+def deleted_by_name() -> None:
+    from botplane.kube.client import KubeClient
+
+    async def delete(self: Any, ref: Any, _uid: str) -> None:
+        await self._call("DELETE", ref)
+
+    put(KubeClient, "delete", delete)
+
+
+@bug
+def foreign_namespace_taken() -> None:
+    from botplane.tenants.reconcile import TenantReconciler
+
+    async def claim(_self: Any, _context: Any) -> bool:
+        return False
+
+    put(TenantReconciler, "_claim", claim)
+
+
+@bug
+def ready_before_it_is_closed() -> None:
+    from botplane.tenants.reconcile import TenantReconciler
+
+    right = TenantReconciler._set_up
+
+    async def wrong(self: Any, body: Any, context: Any, progress: Any) -> None:
+        plan = self._plan(context.spec.plan_ref.name)
+        await self._report(body, context.spec, plan, progress)
+        await right(self, body, context, progress)
+
+    put(TenantReconciler, "_set_up", wrong)
+
+
+@bug
+def suspension_forgotten() -> None:
+    from botplane.bots import manifests
+
+    put(manifests, "_replicas", lambda context: context.spec.replicas or 1)
+
+
+@bug
+def keys_not_derived() -> None:
+    from botplane.bots import manifests
+
+    put(manifests, "derive_key", lambda *_, **__: secrets.token_hex(32))
+
+
+@bug
+def retry_after_ignored() -> None:
+    from botplane.kube import client, errors
+
+    def wrong(status: int, body: bytes, what: str, _after: str | None = None) -> Exception:
+        return errors.answer_error(status, body, what)
+
+    put(client, "answer_error", wrong)
+
+
+@bug
+def watches_give_up() -> None:
+    from botplane.runtime import front_end
+
+    def delays(_self: Any) -> Iterator[float]:
+        return iter((0.1, 0.1))
+
+    front_end.EndlessBackoff.__iter__ = delays  # type: ignore[method-assign]
+
+
+@bug
+def a_bug_ends_the_operator() -> None:
+    from botplane.runtime.controller import Controller
+
+    async def judged(self: Any, key: Any) -> str:
+        await self._reconcilers[key[0]](key)
+        return "changed"
+
+    put(Controller, "_judged", judged)
+
+
+@bug
+def lost_events_stay_lost() -> None:
+    from botplane.runtime.resync import Resync
+
+    right = Resync.round
+
+    async def wrong(self: Any, *kinds: Any) -> list[Any]:
+        return await right(self, *kinds) if self.last is None else []
+
+    put(Resync, "round", wrong)
+
+
+@bug
+def status_written_each_time() -> None:
+    from botplane.api.conditions import merge
+    from botplane.runtime import status
+
+    put(status, "merge", lambda _before, *now: merge((), *now))
+
+
+@bug
+def lease_not_released() -> None:
+    from botplane.runtime.lease import Lease
+
+    async def release(_self: Any) -> None:
+        return None
+
+    put(Lease, "release", release)
+
+
+@bug
+def released_before_the_commit() -> None:
+    from botplane.metering.policy import may_release
+    from botplane.metering.reconcile import Metering
+
+    right = Metering._settle_batch
+
+    def wrong(self: Any, seen: Any) -> None:
+        self._release([pod for pod, sight in seen if may_release(pod, sight)])
+        right(self, seen)
+
+    put(Metering, "_settle_batch", wrong)
+
+
+def apply() -> None:
+    """Put the bug in that the environment names, if any."""
+    if name := os.environ.get("BOTPLANE_SEEDED_BUG"):
+        BUGS[name]()
+    if seconds := os.environ.get("BOTPLANE_RESYNC_SECONDS"):
+        from botplane.runtime import resync
+
+        resync.RESYNC_SECONDS = float(seconds)
+
+
+if __name__ == "__main__":
+    apply()
+    from botplane.cli import app
+
+    app()

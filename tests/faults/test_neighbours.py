@@ -1,0 +1,150 @@
+"""What goes wrong for one tenant, or for a moment, stays there."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.faults import calls
+from tests.faults.calls import Call, Rule
+from tests.faults.proxied import ProxiedOperator
+from tests.support.controlplane.waiting import until
+from tests.support.installation import Installation
+from tests.support.world import World, a_bot, a_name, a_tenant, bot_key, condition, tenant_key
+
+OUTAGE_SECONDS = 6.0
+ALWAYS = 10**9
+FLOOR_SECONDS = 0.3
+
+
+@pytest.fixture
+def world(botplane: Installation, proxied: ProxiedOperator) -> Iterator[World]:
+    yield World(botplane)
+    proxied.proxy.clear()
+
+
+def test_a_tenant_that_makes_passes_fail_disturbs_nobody(
+    world: World, proxied: ProxiedOperator
+) -> None:
+    poison, restarts = a_name("poison"), proxied.restarts
+    quota = Rule(
+        lambda call: call.resource == "resourcequotas" and call.concerns(poison),
+        calls.Reply(200, body="{}"),
+        times=ALWAYS,
+    )
+    proxied.proxy.add(quota)
+
+    world.create(a_tenant(poison))
+
+    body = world.wait_for(tenant_key(poison), "Ready", "InternalError", within=20)
+    assert condition(body, "Ready")[0] == "False"
+    assert "Traceback" not in str(body["status"])
+    healthy = world.tenant()
+    world.bot(healthy)
+    assert quota.hits <= 12, "tried more often than its backoff allows"
+    assert proxied.restarts == restarts
+
+
+def test_a_tenant_that_floods_does_not_slow_others(world: World) -> None:
+    loud, calm = world.tenant(), world.tenant()
+    world.bot(loud)
+    world.bot(calm)
+    idle = _seconds_to_follow(world, calm)
+
+    with _flood(world, loud) as made:
+        busy = _seconds_to_follow(world, calm)
+
+    print(f"\nmedian of a change of another tenant: idle {idle:.3f} s, flooded {busy:.3f} s")
+    print(f"{len(made)} changes of the loud one meanwhile")
+    assert len(made) > 30, "that was no flood"
+    assert busy <= 2 * idle + FLOOR_SECONDS
+
+
+def test_an_outage_of_the_api_server_restarts_nothing(
+    world: World, proxied: ProxiedOperator
+) -> None:
+    tenant, restarts, over = world.tenant(), proxied.restarts, threading.Event()
+    for action in (calls.Cut(), calls.Reply(503)):
+        proxied.proxy.add(Rule(lambda _: not over.is_set(), action, times=ALWAYS))
+    world.create(a_bot(tenant))
+
+    over.wait(OUTAGE_SECONDS)
+    over.set()
+
+    world.wait_for(bot_key(tenant), "Ready", "Running", within=60)
+    assert proxied.restarts == restarts
+
+
+def test_a_delete_never_meets_another_object(world: World, proxied: ProxiedOperator) -> None:
+    tenant = world.tenant()
+    namespace, scaler = f"tenant-{tenant}", "HorizontalPodAutoscaler"
+    world.bot(tenant, autoscaling={"maxReplicas": 3, "targetCPUPercent": 70})
+    late = Rule(lambda call: _deletes_scaler(call, namespace), calls.Delay(3))
+    proxied.proxy.add(late)
+
+    world.patch(*bot_key(tenant), {"spec": {"autoscaling": None}})
+    until(late.reached.is_set, within=20, what="the operator deletes its autoscaler")
+    world.delete(scaler, namespace, "bot")
+    world.create(_foreign_scaler(namespace))
+    before = world.read(scaler, namespace, "bot")
+
+    until(late.answered.is_set, within=20, what="the late delete is answered")
+    assert before is not None
+    after = world.read(scaler, namespace, "bot")
+    assert after is not None
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def _seconds_to_follow(world: World, tenant: str) -> float:
+    """Return the median time from a change of a bot to the change of its ConfigMap."""
+    samples = []
+    for level in range(9):
+        world.patch(*bot_key(tenant), {"spec": {"runtimeConfig": {"level": a_name()}}})
+        wanted = (world.read(*bot_key(tenant)) or {})["spec"]["runtimeConfig"]["level"]
+
+        def followed(wanted: str = wanted) -> bool:
+            config = world.read("ConfigMap", f"tenant-{tenant}", "bot")
+            return config is not None and wanted in config["data"]["config.json"]
+
+        samples.append(world.seconds_until(followed, f"change {level} has arrived"))
+    return statistics.median(samples)
+
+
+@contextmanager
+def _flood(world: World, tenant: str) -> Iterator[list[int]]:
+    """Change a bot without pause, from four threads."""
+    over, made = threading.Event(), list[int]()
+
+    def change() -> None:
+        while not over.is_set():
+            made.append(len(made))
+            world.patch(*bot_key(tenant), {"spec": {"runtimeConfig": {"noise": len(made)}}})
+
+    threads = [threading.Thread(target=change, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    yield made
+    over.set()
+    for thread in threads:
+        thread.join(20)
+
+
+def _deletes_scaler(call: Call, namespace: str) -> bool:
+    wanted = ("delete", "horizontalpodautoscalers", namespace)
+    return (call.verb, call.resource, call.namespace) == wanted
+
+
+def _foreign_scaler(namespace: str) -> dict[str, object]:
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "bot", "namespace": namespace},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "bot"},
+            "maxReplicas": 2,
+        },
+    }
