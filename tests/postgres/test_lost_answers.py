@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import psycopg
 import pytest
 
-from botplane.billing.adjustments.store import NoteTerms, Order, issue_credit_note
+from botplane.billing.adjustments.store import (
+    NoteTerms,
+    Order,
+    TaxTerms,
+    issue_credit_note,
+    set_tax,
+)
 from botplane.billing.payments.fake import FakeProcessor
 from botplane.billing.payments.run import collect
 from botplane.billing.payments.store import set_payment_method
+from botplane.billing.proof.store import reconcile
 from botplane.billing.run import billing_run, invoice
 from botplane.billing.store import publish_plan
 from botplane.errors import Retryable
@@ -24,6 +33,7 @@ from tests.support.billing import (
     complete_until,
     per_hour,
     record_runs,
+    record_usage,
     whole_content,
 )
 from tests.support.cut_connection import CutConnection
@@ -125,6 +135,49 @@ def test_money_moves_once_although_the_answer_was_lost(
 
 
 _BALANCE = "SELECT COALESCE(sum(amount_minor), 0)::bigint FROM ledger_entry WHERE account = %s"
+
+
+def test_run_that_is_cut_after_any_statement_loses_and_doubles_nothing(
+    prepared: psycopg.Connection[Any], migrated: str
+) -> None:
+    """Each month the run is cut one statement later, until it gets through."""
+    set_payment_method(prepared, ORDER, "cus_1", "pm_1")
+    set_tax(prepared, ORDER, TaxTerms(name="VAT", rate="0.19", starts_at=at("2026-10-01")))
+    fake, cut, month = FakeProcessor(), 0, at("2026-10-01")
+    is_through = False
+    while not is_through:
+        cut += 1
+        month = (month + timedelta(days=40)).replace(day=1)
+        complete_until(prepared, month)
+        record_usage(
+            prepared, ACME.tenant_id, [(month - timedelta(days=45), "rpc_calls", Decimal(1))]
+        )
+        with (
+            CutConnection(migrated, cut, every_statement=True) as wire,
+            psycopg.connect(wire.url, autocommit=True) as broken,
+        ):
+            is_through = _gets_through(broken, fake, month)
+        billing_run(prepared, month)
+        collect(prepared, fake, month)
+
+    assert cut > 25
+    assert prepared.execute("SELECT count(*) FROM invoice").fetchone() == (cut,)
+    assert prepared.execute("SELECT sum(last) FROM invoice_counter").fetchone() == (cut,)
+    paid = prepared.execute("SELECT count(*) FROM invoice WHERE status = 'paid'").fetchone()
+    assert paid == (cut,)
+    assert len(fake.captured) == cut
+    # The run of this test has no pod.
+    differences = reconcile(prepared, at("2026-10-01"), month)
+    assert [one.check for one in differences] == ["intervals = pods"]
+
+
+def _gets_through(broken: psycopg.Connection[Any], fake: FakeProcessor, now: datetime) -> bool:
+    try:
+        billing_run(broken, now)
+        collect(broken, fake, now)
+    except Retryable:
+        return False
+    return True
 
 
 def test_session_that_the_server_ends_is_retryable(

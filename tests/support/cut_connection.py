@@ -1,9 +1,10 @@
-"""A wire to Postgres that breaks right after a COMMIT: it is done, and nobody hears of it."""
+"""A wire to Postgres that breaks right after a statement: it is done, and nobody hears of it."""
 
 from __future__ import annotations
 
 import socket
 import threading
+from itertools import takewhile
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
@@ -13,11 +14,15 @@ COMMIT_DONE = b"C\x00\x00\x00\x0bCOMMIT\x00"
 
 
 class CutConnection:
-    """Forwards to the server of a URL, and breaks off before the n-th COMMIT is reported."""
+    """Forwards to the server of a URL, and breaks off before the n-th statement is reported.
 
-    def __init__(self, url: str, nth_commit: int) -> None:
+    By default only a COMMIT counts; what was not committed is rolled back by the server.
+    """
+
+    def __init__(self, url: str, nth: int, *, every_statement: bool = False) -> None:
         self._target = urlsplit(url)
-        self._left = nth_commit
+        self._left = nth
+        self._every_statement = every_statement
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -57,11 +62,25 @@ class CutConnection:
             return
 
     def _answer(self, server: socket.socket, client: socket.socket) -> None:
-        while data := server.recv(65536):
-            self._left -= data.count(COMMIT_DONE)
-            if self._left <= 0:
-                break
-            client.sendall(data)
+        pending = b""
+        while self._left > 0 and (data := server.recv(65536)):
+            frames, pending = _frames(pending + data)
+            passed: list[bytes] = [*takewhile(self._passes, frames)]
+            client.sendall(b"".join(passed))
         for end in (server, client):
             end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+    def _passes(self, frame: bytes) -> bool:
+        if frame == COMMIT_DONE or (self._every_statement and frame[:1] == b"C"):
+            self._left -= 1
+        return self._left > 0
+
+
+def _frames(data: bytes) -> tuple[list[bytes], bytes]:
+    """Split what the server sent into whole messages and a rest: a type, a length, a body."""
+    frames = []
+    while len(data) >= 5 and len(data) > (length := int.from_bytes(data[1:5])):
+        frames.append(data[: length + 1])
+        data = data[length + 1 :]
+    return frames, data
