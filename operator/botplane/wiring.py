@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
@@ -317,10 +319,16 @@ class Operator:
 
 
 async def run_operator(settings: Settings) -> int:
-    """Run the operator process and return its exit code."""
+    """Run the operator process and return its exit code; after a failure, exit at once."""
     configure(settings.log_format, settings.log_level)
     if len(settings.master_key.get_secret_value()) < MASTER_KEY_LENGTH:
         log.error("BOTPLANE_MASTER_KEY is too short", least=MASTER_KEY_LENGTH)
         return 2
     connection = await connect()
-    return await Operator(settings, connection).run()
+    code = await Operator(settings, connection).run()
+    if code:
+        # The event loop would now wait for kopf's watches, which survive being cancelled once.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
