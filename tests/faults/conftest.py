@@ -18,8 +18,3 @@ def proxied(
     operator = ProxiedOperator(botplane, tmp_path_factory.mktemp("proxy"))
     yield operator
     operator.close()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the test come last that looks at what all others have used."""
-    items.sort(key=lambda item: item.path.name == "test_least_privilege.py")

@@ -6,6 +6,7 @@ what was started, even if the session is killed.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support import rights
 from tests.support.controlplane import cluster as clusters
 from tests.support.controlplane import postgres as servers
 from tests.support.controlplane import watchdog
@@ -39,6 +41,8 @@ def control_plane(session_state: Path) -> Iterator[clusters.Cluster]:
     """A cluster, shared by all tests of the session."""
     found = clusters.start(session_state, definitions=[ROOT / "crds"])
     yield found
+    if found.audit_log is not None and (folder := os.environ.get("BOTPLANE_RIGHTS_TO")):
+        rights.record(found.audit_log, Path(folder))
     if found.kind in {"embedded", "node"}:
         found.stop()
 
