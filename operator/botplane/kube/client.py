@@ -5,7 +5,10 @@ A quarter of a millisecond of CPU a call, where client libraries need three to t
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -21,6 +24,7 @@ APPLY_PATCH = "application/apply-patch+yaml"
 JSON_PATCH = "application/json-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+LONGEST_PAUSE_SECONDS = 10.0
 TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
 
 
@@ -30,6 +34,7 @@ class KubeClient:
     def __init__(self, server: str, session: aiohttp.ClientSession) -> None:
         self._server = server.rstrip("/")
         self._session = session
+        self._not_before: dict[str, float] = {}
 
     async def apply(self, manifest: Manifest, subresource: str = "") -> Manifest:
         """Apply a manifest server-side, taking over its fields, and return the result."""
@@ -107,6 +112,8 @@ class KubeClient:
         headers = {"Accept": accept} | ({"Content-Type": content_type} if content_type else {})
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         what = f"{method} {ref}{'/' + subresource if subresource else ''}"
+        # An overloaded API server says when it will listen again; other passes must obey it too.
+        await asyncio.sleep(max(0.0, self._not_before.get(ref.kind, 0.0) - time.monotonic()))
         try:
             async with self._session.request(
                 method, url, params=query, data=data, headers=headers, timeout=TIMEOUT
@@ -119,7 +126,11 @@ class KubeClient:
             raise Retryable("APIServerUnavailable", reason) from error
         API_REQUESTS.labels(method, ref.kind, str(status)).inc()
         if status >= 400:  # noqa: PLR2004
-            raise answer_error(status, answer, what, retry_after)
+            refusal = answer_error(status, answer, what, retry_after)
+            if status == HTTPStatus.TOO_MANY_REQUESTS and isinstance(refusal, Retryable):
+                pause = min(refusal.after_seconds or 0.0, LONGEST_PAUSE_SECONDS)
+                self._not_before[ref.kind] = time.monotonic() + pause
+            raise refusal
         return _parsed(answer, what)
 
 
