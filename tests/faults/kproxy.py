@@ -48,7 +48,7 @@ class Proxy:
         self._dead: set[str] = set()
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._writes: list[tuple[float, Call]] = []
-        self._faults: list[tuple[float, str, str]] = []
+        self._faults: list[tuple[float, str, Call]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -84,12 +84,17 @@ class Proxy:
             times = [at for at, call in self._writes if call.concerns(token)]
         return time.monotonic() - max(times, default=0.0)
 
-    def pause_after(self, fault: str, resource: str) -> float:
-        """Return the seconds between the last fault on a kind and the write of it that followed."""
+    def pauses_after(self, fault: str, resource: str) -> list[float]:
+        """Return the seconds from each fault on a kind to the next try of the same call."""
         with self._lock:
-            at = max(at for at, name, kind in self._faults if (name, kind) == (fault, resource))
-            later = [t for t, c in self._writes if c.resource == resource and t > at]
-        return min(later, default=at) - at
+            return [
+                min(
+                    (t for t, c in self._writes if c.meaning == call.meaning and t > at), default=at
+                )
+                - at
+                for at, name, call in self._faults
+                if (name, call.resource) == (fault, resource)
+            ]
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
@@ -212,7 +217,7 @@ class Proxy:
 
     def _note(self, call: Call, status: int, fault: str = "") -> None:
         if fault:
-            self._faults.append((time.monotonic(), fault, call.resource))
+            self._faults.append((time.monotonic(), fault, call))
         entry = {"at": round(time.time(), 4), **asdict(call), "status": status, "fault": fault}
         self._log.write(json.dumps(entry) + "\n")
 
