@@ -108,13 +108,15 @@ class Installation:
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
     def botplane(self, *arguments: str) -> str:
-        """Run the command `botplane` and return what it prints."""
+        """Run the command `botplane` as admin and return what it prints."""
         done = subprocess.run(
             [*_command({}), *arguments],
             capture_output=True,
             text=True,
             check=False,
-            env=processes.owned_environment(self.cluster.state) | self._settings("operator"),
+            env=processes.owned_environment(self.cluster.state)
+            | self._settings("operator")
+            | {"KUBECONFIG": str(self.cluster.kubeconfigs["admin"])},
         )
         if done.returncode != 0:
             raise CommandFailedError(f"botplane {' '.join(arguments)}: {done.stderr.strip()}")
