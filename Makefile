@@ -59,12 +59,12 @@ unit: setup
 .PHONY: test
 test: check ## Everything on a real API server and a real PostgreSQL
 	@$(BIN)/python -m pytest -v --durations=10 -n 2 --dist loadfile tests/cluster tests/isolation \
-		tests/postgres tests/events tests/faults --ignore=tests/faults/test_metering.py
+		tests/postgres tests/events tests/faults/test_crashes.py
 	@# Metering under fire wants the pods for itself; the harness kills its own control plane.
 	@$(BIN)/python -m pytest -v --durations=10 tests/faults/test_metering.py tests/harness
 
 .PHONY: test-faults
-test-faults: setup ## Every crash point instead of a sample
+test-faults: setup ## Every crash point, and faults of watches, writes and neighbours
 	@BOTPLANE_FAULTS=all $(BIN)/python -m pytest -v --durations=10 tests/faults
 
 .PHONY: test-node
