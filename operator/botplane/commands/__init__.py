@@ -1,0 +1,1 @@
+"""The commands of people, by subject; `botplane.cli` joins them."""

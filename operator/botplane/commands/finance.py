@@ -1,0 +1,146 @@
+"""Coupons, credits, taxes, payments and credit notes."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from botplane.commands.asking import TenantName, ask, in_utc, order
+
+app = typer.Typer()
+coupon = typer.Typer(no_args_is_help=True, help="Discounts of a tenant.")
+app.add_typer(coupon, name="coupon")
+credit = typer.Typer(no_args_is_help=True, help="Money that a tenant has in advance.")
+app.add_typer(credit, name="credit")
+payment = typer.Typer(no_args_is_help=True, help="How and whether invoices are paid.")
+app.add_typer(payment, name="payment")
+
+
+@coupon.command("grant")
+def coupon_grant(  # noqa: PLR0913 - one parameter per option
+    tenant: TenantName,
+    code: Annotated[str, typer.Argument(help="Unique for the tenant; shown on the invoice.")],
+    *,
+    percent: Annotated[str | None, typer.Option(help="Such as 20 or 12.5.")] = None,
+    amount: Annotated[str | None, typer.Option(help="Such as 15.00, in its currency.")] = None,
+    target: Annotated[
+        str,
+        typer.Option("--on", help="invoice, subscription, usage, usage/<meter> or commission."),
+    ] = "invoice",
+    uses: Annotated[int, typer.Option(help="Invoices that it lowers; 0 is every one.")] = 1,
+    until: Annotated[datetime | None, typer.Option(help="First moment without it, UTC.")] = None,
+) -> None:
+    """Lower coming invoices of a tenant by a percentage or an amount."""
+    from botplane.billing.adjustments import store
+
+    terms = store.CouponTerms(
+        code=code,
+        percent=percent,
+        amount=amount,
+        target=target,
+        uses=uses or None,
+        ends_at=in_utc(until),
+    )
+    ask(lambda conn, now: store.grant_coupon(conn, order(tenant, now), terms))
+
+
+@coupon.command("end")
+def coupon_end(
+    tenant: TenantName, code: Annotated[str, typer.Argument(help="Code of the coupon.")]
+) -> None:
+    """Let a coupon end now; periods that have begun still count it."""
+    from botplane.billing.adjustments import store
+
+    ask(lambda conn, now: store.end_coupon(conn, order(tenant, now), code))
+
+
+@credit.command("grant")
+def credit_grant(
+    tenant: TenantName,
+    credit_id: Annotated[str, typer.Argument(help="Unique for the tenant, such as a reference.")],
+    amount: Annotated[str, typer.Argument(help="Such as 50.00, in the tenant's currency.")],
+    *,
+    purchased: Annotated[bool, typer.Option(help="The tenant has paid for it.")] = False,
+    expires: Annotated[
+        datetime | None, typer.Option(help="It pays for periods that end until then, UTC.")
+    ] = None,
+) -> None:
+    """Give a tenant money that coming invoices use up."""
+    from botplane.billing.adjustments import store
+
+    terms = store.CreditTerms(
+        credit_id=credit_id,
+        amount=amount,
+        kind="purchased" if purchased else "promotional",
+        expires_at=in_utc(expires),
+    )
+    ask(lambda conn, now: store.grant_credit(conn, order(tenant, now), terms))
+
+
+@app.command("tenant-tax")
+def tenant_tax(  # noqa: PLR0913 - one parameter per option
+    tenant: TenantName,
+    name: Annotated[str, typer.Argument(help="Such as VAT.")],
+    rate: Annotated[str, typer.Argument(help="Share of the net amount, such as 0.19.")],
+    *,
+    target: Annotated[
+        str, typer.Option("--on", help="all, subscription, usage, commitment or commission.")
+    ] = "all",
+    reason: Annotated[str | None, typer.Option(help="Why a rate is 0.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="UTC. Default: now.")] = None,
+) -> None:
+    """Set a tax rate of a tenant; that of the last moment of a period counts."""
+    from botplane.billing.adjustments import store
+
+    terms = store.TaxTerms(
+        name=name, rate=rate, target=target, reason=reason, starts_at=in_utc(since)
+    )
+    ask(lambda conn, now: store.set_tax(conn, order(tenant, now), terms))
+
+
+@payment.command("method")
+def payment_method(
+    tenant: TenantName,
+    customer_ref: Annotated[str, typer.Argument(help="Customer at the processor, cus_...")],
+    method_ref: Annotated[str, typer.Argument(help="Payment method there, pm_...")],
+) -> None:
+    """Set how a tenant pays: references of the payment processor, no card data."""
+    from botplane.billing.payments import store
+
+    ask(
+        lambda conn, now: store.set_payment_method(
+            conn, order(tenant, now), customer_ref, method_ref
+        )
+    )
+
+
+@payment.command("record")
+def payment_record(
+    invoice_number: Annotated[str, typer.Argument(help="Such as INV-2026-000001.")],
+    reference: Annotated[str, typer.Argument(help="Of the transfer; each counts once.")],
+) -> None:
+    """Record that what is open on an invoice was paid by transfer."""
+    from botplane.billing.payments import store
+
+    actor = getpass.getuser()
+    ask(lambda conn, now: store.record_transfer(conn, invoice_number, reference, actor, now))
+
+
+@app.command("credit-note")
+def credit_note(
+    invoice_number: Annotated[str, typer.Argument(help="Such as INV-2026-000001.")],
+    reference: Annotated[str, typer.Argument(help="Your own; the same one is the same note.")],
+    amount: Annotated[str, typer.Argument(help="Tax included, such as 10.00.")],
+    reason: Annotated[str, typer.Option(help="Shown on the note.")],
+) -> None:
+    """Take back part of an issued invoice: from what is owed on it, else as a credit."""
+    from botplane.billing.adjustments import store
+
+    terms = store.NoteTerms(
+        invoice_number=invoice_number, reference=reference, amount=amount, reason=reason
+    )
+    actor = getpass.getuser()
+    typer.echo(ask(lambda conn, now: store.issue_credit_note(conn, terms, actor, now)))

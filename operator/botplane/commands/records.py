@@ -1,0 +1,95 @@
+"""Proofs and archives: audit chains, reconciliation, export and erasure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from botplane.commands.asking import TenantName, ask, collection, order
+
+if TYPE_CHECKING:
+    from botplane.billing.proof.store import Difference
+
+app = typer.Typer()
+audit = typer.Typer(no_args_is_help=True, help="The chains of who changed what.")
+app.add_typer(audit, name="audit")
+
+
+@audit.command("heads")
+def audit_heads() -> None:
+    """Print the last entry of every chain as JSON, to keep where nobody can change it."""
+    from botplane.billing.proof import store
+
+    heads = ask(lambda conn, _: store.audit_heads(conn))
+    typer.echo(json.dumps([vars(head) for head in heads], indent=2))
+
+
+@audit.command("verify")
+def audit_verify(
+    heads: Annotated[
+        Path | None, typer.Option(help="Output of `audit heads` from an earlier day.")
+    ] = None,
+) -> None:
+    """Prove that no entry of the audit chains was changed, removed or put in."""
+    from botplane.billing.proof import store
+
+    known = [] if heads is None else [store.Head(**head) for head in json.loads(heads.read_text())]
+    _tell_differences(
+        ask(lambda conn, _: store.verify_audit(conn, known)), "The audit chains are intact."
+    )
+
+
+@app.command()
+def reconcile(
+    days: Annotated[int, typer.Option(help="How far back events and invoices are compared.")] = 70,
+) -> None:
+    """Prove that events, intervals, invoices, ledger and payments agree."""
+    from botplane.billing.payments.policy import Unanswered
+    from botplane.billing.proof import store
+
+    processor, _ = collection()
+    back = timedelta(days=days)
+    found = ask(lambda conn, now: store.reconcile(conn, now - back, now))
+    if processor is not None:
+        try:
+            found += ask(lambda conn, now: store.compare_processor(conn, processor, now - back))
+        except Unanswered as error:
+            typer.echo(f"{processor.name} was not compared: {error}", err=True)
+            raise typer.Exit(1) from None
+    _tell_differences(found, "All records agree.")
+
+
+def _tell_differences(found: Sequence[Difference], none: str) -> None:
+    """Write differences one a line, with exit code 1 when there is any."""
+    for one in found:
+        typer.echo(
+            f"{one.check}: {one.tenant}: {one.subject}: {one.expected} expected, {one.found} found"
+        )
+    if found:
+        raise typer.Exit(1)
+    typer.echo(none)
+
+
+@app.command("tenant-export")
+def tenant_export(
+    tenant: TenantName, file: Annotated[Path, typer.Argument(help="The zip to write.")]
+) -> None:
+    """Write everything that is stored about a tenant into an archive with checksums."""
+    from botplane.billing.records import store
+
+    with file.open("xb") as target:
+        ask(lambda conn, now: store.export_tenant(conn, tenant, target, now))
+
+
+@app.command("tenant-erase")
+def tenant_erase(tenant: TenantName) -> None:
+    """Erase the personal data of a deleted tenant; issued invoices stay, as the law wants."""
+    from botplane.billing.records import store
+
+    erased = ask(lambda conn, now: store.erase_tenant(conn, order(tenant, now)))
+    typer.echo("Erased." if erased else "There was nothing left to erase.")
