@@ -146,7 +146,6 @@ def _go_on(world: psycopg.Connection[Any]) -> None:
 def test_no_table_with_tenants_is_without_forced_row_security(
     conn: psycopg.Connection[Any],
 ) -> None:
-    conn.execute("SELECT secure_tenant_tables()")
     tables = conn.execute("""
         SELECT c.relname, c.relrowsecurity AND c.relforcerowsecurity,
             (SELECT count(*) FROM pg_policy p WHERE p.polrelid = c.oid)

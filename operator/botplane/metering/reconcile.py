@@ -33,7 +33,7 @@ from botplane.metering.policy import (
 )
 from botplane.metering.release import Cluster, Release
 from botplane.metering.store import Look, MeteringStore
-from botplane.store.pool import open_pool
+from botplane.store.pool import Role, open_pool
 
 BATCH_SIZE: Final = 500
 RESYNC_SECONDS: Final = 120
@@ -283,7 +283,7 @@ def run(
     api = open_api(kubeconfig)
     feed = PodFeed(api, clock, RESYNC_SECONDS)
     cluster = Cluster(api)
-    pool = open_pool(database_url, max_size=2)
+    pool = open_pool(database_url, Role.METERING, max_size=2)
     metering = Metering(feed, MeteringStore(pool), cluster, clock)
     health = serve_health(health_port, metering) if health_port is not None else None
     following = threading.Thread(target=feed.follow, args=[stop], name="feed", daemon=True)

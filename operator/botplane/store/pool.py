@@ -1,11 +1,15 @@
-"""Connections to Postgres: autocommit, UTC, checked before use."""
+"""Connections to Postgres: autocommit, UTC, the role of the process, checked before use."""
 
 from __future__ import annotations
 
-from typing import Any
+from enum import StrEnum
+from typing import Any, LiteralString
 
+import structlog
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
+
+log = structlog.get_logger()
 
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_SECONDS = 300
@@ -16,10 +20,23 @@ _KEYWORDS: dict[str, Any] = {
     "application_name": "botplane",
     "options": _OPTIONS,
 }
+_BECOME: LiteralString = """
+SELECT set_config('role', r.rolname, false) FROM pg_roles r
+WHERE r.rolname = %(role)s AND pg_has_role(r.rolname, 'MEMBER')
+"""
+
+
+class Role(StrEnum):
+    """What a process may read and write; migration 009 says what."""
+
+    OPERATOR = "botplane_operator"
+    METERING = "botplane_metering"
+    BILLING = "botplane_billing"
+    WEB = "botplane_web"
 
 
 def open_pool(
-    database_url: str, *, max_size: int = 4
+    database_url: str, role: Role, *, max_size: int = 4
 ) -> ConnectionPool[Connection[tuple[Any, ...]]]:
     """Return a pool that is ready at once and fills in the background.
 
@@ -27,6 +44,7 @@ def open_pool(
 
     Args:
         database_url: Address as libpq reads it.
+        role: Whose rights the connections have.
         max_size: Most connections of this process.
     """
     return ConnectionPool(
@@ -36,11 +54,25 @@ def open_pool(
         open=True,
         timeout=CONNECT_TIMEOUT_SECONDS,
         check=ConnectionPool.check_connection,
+        configure=lambda conn: become(conn, role),
         name="botplane",
         kwargs=_KEYWORDS,
     )
 
 
 def connect(database_url: str) -> Connection[tuple[Any, ...]]:
-    """Return one connection like those of the pool, for a command that asks once."""
+    """Return one connection like those of the pool, for a command that asks once.
+
+    It has the rights of the user in the address: a person's, not those of a process.
+    """
     return Connection.connect(database_url, **_KEYWORDS)
+
+
+def become(conn: Connection[Any], role: Role) -> None:
+    """Give up all rights but those of a process.
+
+    Where an administrator has not created the roles yet, the user keeps its own rights: forced
+    row-level security and triggers hold for it too.
+    """
+    if conn.execute(_BECOME, {"role": role}).fetchone() is None:
+        log.warning("The database role is missing: botplane migrate says what to do", role=role)
