@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,13 +22,13 @@ from botplane.metering.events.policy import (
 from botplane.metering.events.store import Batch, IngestKey
 from botplane.web import metrics
 from botplane.web.auth import Bearers
+from botplane.web.body import read_body, too_large
 from botplane.web.queue import EventQueue
 
 IS_BATCH: Final = {
     "application/cloudevents+json": False,
     "application/cloudevents-batch+json": True,
 }
-READ_SECONDS: Final = 30.0
 MOST_DIGITS: Final = 12
 """Of a Content-Length; a longer number is too large anyhow."""
 
@@ -44,7 +43,7 @@ def events_router(bearers: Bearers, queue: EventQueue, clock: Callable[[], datet
         key = await bearers.key_of(request.headers.get("authorization"), "usage:write")
         is_batch = _is_batch(request)
         with queue.room_for(_announced_size(request)):
-            body = await _read_body(request)
+            body = await read_body(request, MOST_BYTES)
             read = [read_event(raw, clock()) for raw in parse_body(body, is_batch=is_batch)]
             verdicts = await _store(queue, key, [e for e in read if isinstance(e, UsageEvent)])
         return Response(_answer(read, verdicts), media_type="application/json")
@@ -73,21 +72,8 @@ def _announced_size(request: Request) -> int:
     if text is not None and text.isascii() and text.isdigit():
         size = int(text[:MOST_DIGITS])
     if size > MOST_BYTES:
-        raise _too_large()
+        raise too_large(MOST_BYTES)
     return size
-
-
-async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(READ_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MOST_BYTES:
-                    raise _too_large()
-    except TimeoutError:
-        raise Rejected("BodyTooSlow", f"Send the body within {READ_SECONDS:.0f} seconds.") from None
-    return bytes(body)
 
 
 def _answer(read: Sequence[UsageEvent | Refusal], verdicts: Sequence[Verdict]) -> str:
@@ -103,7 +89,3 @@ def _answer(read: Sequence[UsageEvent | Refusal], verdicts: Sequence[Verdict]) -
         metrics.EVENTS.labels(verdict).inc(count)
     totals = {verdict: counts[verdict] for verdict in Verdict}
     return json.dumps(totals | {"results": results}, separators=(",", ":"))
-
-
-def _too_large() -> Rejected:
-    return Rejected("BodyTooLarge", f"Send {MOST_BYTES:,} bytes at most.")

@@ -14,6 +14,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from botplane.billing.payments.settings import PaymentSettings
 from botplane.billing.trades import store as trade_store
 from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
@@ -21,13 +22,14 @@ from botplane.metering.events import store as event_store
 from botplane.metering.events.policy import Trade, Verdict
 from botplane.metering.events.store import Batch
 from botplane.store.errors import translated_errors
-from botplane.store.pool import open_pool
+from botplane.store.pool import Role, open_pool
 from botplane.web import metrics
 from botplane.web.app import Counted, create_app
 from botplane.web.auth import Bearers
 from botplane.web.events import events_router
 from botplane.web.queue import EventQueue
 from botplane.web.reports import reports_router
+from botplane.web.webhooks import webhooks_router
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -43,7 +45,7 @@ class Database:
     """Calls of Postgres in threads, each on a connection of the pool."""
 
     def __init__(self, database_url: str) -> None:
-        self._pool = open_pool(database_url, max_size=CONNECTIONS)
+        self._pool = open_pool(database_url, Role.WEB, max_size=CONNECTIONS)
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return what a store function says; blocks.
@@ -62,16 +64,21 @@ class Database:
 class WebProcess:
     """One web process: any number of them share a database."""
 
-    def __init__(self, database_url: str, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, database_url: str, payments: PaymentSettings, clock: Callable[[], datetime]
+    ) -> None:
         self._database = Database(database_url)
         self._clock = clock
         self._prepared = False
+        self._ended = False
         self._queue = EventQueue(self._ingest)
         bearers = Bearers(lambda *parts: self._database.call(event_store.find_key, *parts))
         routers = [
             events_router(bearers, self._queue, clock),
             reports_router(bearers, self._database.call, clock),
         ]
+        if payments.webhook_secrets:
+            routers.append(webhooks_router(payments.webhook_secrets, self._database.call, clock))
         self.app = Counted(create_app(routers, self._beside, self._live, self._ready))
 
     def _ingest(self, batches: Sequence[Batch]) -> list[list[Verdict]]:
@@ -85,6 +92,8 @@ class WebProcess:
     @contextlib.asynccontextmanager
     async def _beside(self, _app: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(self._queue.run()), asyncio.create_task(self._make_months())]
+        for task in tasks:
+            task.add_done_callback(self._note_end)
         yield
         # Every request has its answer by now, so nothing waits in the queue.
         for task in tasks:
@@ -104,7 +113,14 @@ class WebProcess:
                 log.warning("Months were not made", reason=error.reason, message=error.message)
             await asyncio.sleep(PARTITIONS_SECONDS if self._prepared else RETRY_SECONDS)
 
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("A part of the process has ended", exc_info=error)
+            self._ended = True
+
     def _live(self) -> str | None:
+        if self._ended:
+            return "a part of the process has ended; its log says why"
         return "a transaction does not end" if self._queue.is_stuck() else None
 
     def _ready(self) -> str | None:
@@ -127,7 +143,7 @@ def run(database_url: str, port: int, clock: Callable[[], datetime] = utc_now) -
         port: On all addresses.
         clock: Current time in UTC.
     """
-    process = WebProcess(database_url, clock)
+    process = WebProcess(database_url, PaymentSettings(), clock)
     config = uvicorn.Config(
         process.app,
         host="0.0.0.0",  # noqa: S104 - a pod has one address
