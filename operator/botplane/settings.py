@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     """Image repository that `spec.version` of a bot is a tag of."""
     gateway_url: str = "http://botplane-gateway.botplane-system.svc:8545"
     """Address of the RPC gateway, as bots reach it."""
+    usage_url: str = "http://botplane-web.botplane-system.svc:8090"
+    """Address of the web process, as bots reach it to report usage."""
     public_domain: str = ""
     """Domain below which public ports of bots get their hosts. Default: no port can be public."""
     ingress_class: str = "nginx"

@@ -19,6 +19,7 @@ from botplane.api.conditions import (
     summarize,
 )
 from botplane.billing.reconcile import PlanReconciler
+from botplane.bot_keys import BotKeys
 from botplane.bots.exposure import Facilities
 from botplane.bots.reconcile import BotReconciler, Surroundings
 from botplane.bots.templates import Templates
@@ -28,7 +29,8 @@ from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Manifest, Ref, ref_of
-from botplane.rooms import CHILD_KINDS, KINDS, OPTIONAL_KINDS, Commitments, Neighbours, Postgres
+from botplane.postgres import Postgres
+from botplane.rooms import CHILD_KINDS, KINDS, OPTIONAL_KINDS, Commitments, Neighbours
 from botplane.runtime.cluster import Cluster
 from botplane.runtime.connection import Connection, connect
 from botplane.runtime.controller import Controller, Done
@@ -45,11 +47,14 @@ from botplane.telemetry import metrics
 from botplane.telemetry.logs import configure
 from botplane.tenants.purge import purge
 from botplane.tenants.reconcile import Capacity, Site, TenantReconciler
+from botplane.usage.standing import Notice
+from botplane.usage.status import notice_finding
 
 log = structlog.get_logger()
 
 STUCK_SECONDS = 120.0
-USAGE_SECONDS = 10.0
+USAGE_SECONDS = 2.0
+KEYS_SECONDS = 2.0
 MASTER_KEY_LENGTH = 32
 CAPACITY_SECONDS = 10.0
 SETTLE_SECONDS = 8.0
@@ -68,7 +73,7 @@ class Operator:
         self._resync = Resync(self._client, self._objects, self._children)
         self._postgres = Postgres(settings.database_url, utc_now)
         self._neighbours = Neighbours(
-            self._objects, self._children, settings.bot_repository, self._postgres.holds
+            self._objects, self._children, settings.bot_repository, self._postgres.state
         )
         self._lease = Lease(
             self._client,
@@ -153,6 +158,7 @@ class Operator:
                 group.create_task(self._resync.run(KINDS, self._child_kinds, self._add)),
                 group.create_task(self._secrets.run(self._tenant_namespaces, self._add)),
                 group.create_task(self._follow_usage()),
+                group.create_task(self._issue_keys()),
                 group.create_task(self._measure()),
                 group.create_task(self._purge()),
                 group.create_task(self._count_capacity()),
@@ -184,6 +190,7 @@ class Operator:
             usage=self._postgres.usage,
             clock=utc_now,
             gateway_url=settings.gateway_url,
+            usage_url=settings.usage_url,
             master_key=settings.master_key.get_secret_value().encode(),
             facilities=Facilities(
                 public_domain=settings.public_domain,
@@ -244,15 +251,35 @@ class Operator:
             self._queue.add(key)
 
     async def _follow_usage(self) -> None:
-        """Show in the status what has been used."""
+        """Enforce limits, and show in the status what has been used."""
         while True:
             started = time.monotonic()
-            moved = await self._postgres.refresh_usage()
-            for key in self._neighbours.by_uid(moved):
+            news = await self._postgres.follow()
+            for key in self._neighbours.by_uid(news.moved):
                 self._add(key)
+            for notice in news.notices:
+                await self._tell(notice)
             # At many tenants the question itself takes seconds: ask less often.
             took = time.monotonic() - started
             await asyncio.sleep(max(USAGE_SECONDS, 10 * took))
+
+    async def _tell(self, notice: Notice) -> None:
+        """Post the Event of a warning; the condition WithinLimits says it too."""
+        for key in self._neighbours.by_uid([str(notice.tenant_id)]):
+            body = self._objects.get(key)
+            if body is not None:
+                await self._status.warn(body, notice_finding(notice))
+
+    async def _issue_keys(self) -> None:
+        """Let bots report usage with the keys in their Secrets."""
+        master_key = self._settings.master_key.get_secret_value().encode()
+        keys = BotKeys(self._postgres, master_key, utc_now)
+        while True:
+            try:
+                await keys.settle(self._neighbours.tenants_of_bots())
+            except (Rejected, Retryable) as error:
+                log.warning("Keys were not issued", reason=error.reason, message=error.message)
+            await asyncio.sleep(KEYS_SECONDS)
 
     async def _count_capacity(self) -> None:
         """Count what plans promise, and tell the tenants that do not fit."""

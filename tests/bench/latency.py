@@ -197,6 +197,7 @@ def _bot_objects(tenant: str, name: str) -> list[Manifest]:
         ),
         suspended=False,
         gateway_url="http://gateway",
+        usage_url="http://web",
         master_key=MASTER_KEY.encode(),
         facilities=FACILITIES,
     )

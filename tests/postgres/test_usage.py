@@ -14,7 +14,7 @@ from botplane.billing.store import publish_plan
 from botplane.errors import Rejected
 from botplane.tenants.accounts import TenantAccount
 from botplane.tenants.store import close_tenant, register_tenant
-from botplane.usage.store import BotUsage, UsageSummary, usage_by_bot, usage_summaries
+from botplane.usage.store import BotUsage, standings, usage_by_bot
 from tests.support.billing import (
     Run,
     a_plan,
@@ -27,6 +27,7 @@ from tests.support.billing import (
 )
 
 NOW = at("2026-11-10T12:00:00Z")
+MONTH, METERED = at("2026-11-01"), at("2026-11-10T11:59:40Z")
 
 
 @pytest.fixture
@@ -79,42 +80,39 @@ def test_usage_by_bot_adds_up_to_the_invoice(conn: psycopg.Connection[Any]) -> N
     assert sum(row.cost for row in rows) == sum(line.exact for line in usage)
 
 
-def test_summary_tells_where_each_open_tenant_stands(
+def test_standings_tell_where_each_open_tenant_stands(
     conn: psycopg.Connection[Any], acme: TenantAccount
 ) -> None:
     idle, closed = an_account("idle"), an_account("closed")
     for account in (idle, closed):
         register_tenant(conn, account, at("2026-10-01"))
     close_tenant(conn, closed.tenant_id, at("2026-11-02"))
-    complete_until(conn, at("2026-11-10T11:59:40Z"))
+    complete_until(conn, METERED)
 
-    summaries, _ = usage_summaries(conn, NOW)
+    stands, _ = standings(conn, NOW)
 
-    assert summaries == {
-        acme.tenant_id: UsageSummary(
-            period_start=at("2026-11-01"),
-            bot_seconds=18000,
-            rpc_calls=100,
-            cost=Decimal("31.30"),
-            metered_time=at("2026-11-10T11:59:40Z"),
-        ),
-        idle.tenant_id: UsageSummary(
-            period_start=at("2026-11-01"),
-            bot_seconds=0,
-            rpc_calls=0,
-            cost=Decimal("30.00"),
-            metered_time=at("2026-11-10T11:59:40Z"),
-        ),
+    assert {
+        tenant_id: (
+            stand.starts_at,
+            int(stand.quantity("bot_seconds")),
+            int(stand.quantity("rpc_calls")),
+            stand.cost,
+            stand.metered_time,
+        )
+        for tenant_id, stand in stands.items()
+    } == {
+        acme.tenant_id: (MONTH, 18000, 100, Decimal("31.30"), METERED),
+        idle.tenant_id: (MONTH, 0, 0, Decimal("30.00"), METERED),
     }
 
 
-def test_summary_before_anything_exists_is_empty(conn: psycopg.Connection[Any]) -> None:
-    assert usage_summaries(conn, NOW) == ({}, {})
+def test_nobody_stands_anywhere_before_anything_exists(conn: psycopg.Connection[Any]) -> None:
+    assert standings(conn, NOW) == ({}, {})
 
 
 @pytest.mark.usefixtures("acme")
 def test_each_bot_has_its_share_of_the_cost(conn: psycopg.Connection[Any]) -> None:
-    _, bots = usage_summaries(conn, NOW)
+    _, bots = standings(conn, NOW)
 
     names = dict(conn.execute("SELECT bot_id, name FROM bot").fetchall())
     assert {names[bot_id]: tuple(total) for bot_id, total in bots.items()} == {

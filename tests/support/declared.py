@@ -114,6 +114,7 @@ def bot_context(spec: BotDeploymentSpec, **more: Any) -> Context:
         "rights": rights_of(a_plan()),
         "suspended": False,
         "gateway_url": "http://botplane-gateway.botplane-system.svc:8545",
+        "usage_url": "http://botplane-web.botplane-system.svc:8090",
         "master_key": MASTER_KEY,
         "facilities": FACILITIES,
     }

@@ -23,9 +23,10 @@ DETAILS: Final = frozenset(
     {
         "AccessGranted", "AccountOpen", "Admin", "CapacityReserved", "ConfigurationReady",
         "Exposed", "Isolated",
-        "NamespaceCreated", "NamespaceNotReady", "NotApplied", "NotRequested", "NotSuspended",
+        "NamespaceCreated", "NamespaceNotReady", "NotApplied", "NotMetered", "NotRequested",
+        "NotSuspended",
         "PaymentOverdue", "PodsReady", "QuotaApplied", "QuotaOverPlan", "Scheduled", "SpendLimit",
-        "User", "WithinPlan",
+        "User", "WithinLimits", "WithinPlan",
     }
 )  # fmt: skip
 """Reasons of detailed conditions only: Ready never has them, so no event does."""
@@ -85,6 +86,10 @@ REASONS: Final[dict[str, Reason]] = {
     "InvalidObject": Reason("The API server found an object invalid.", "Change what it names."),
     "Isolated": Reason("Traffic is denied by default and allowed by rule."),
     "KindNotServed": Reason("The API server does not know a kind.", "Install its definition."),
+    "LimitNear": Reason(
+        "Half, 80 or 90 percent of a limit of the billing period is used.",
+        "Raise the limit or change the plan before all of it is.",
+    ),
     "MeterUnknown": Reason("A price is for an unknown meter.", "Use one of the listed meters."),
     "NameInUse": Reason(
         "An open tenant of another uid has this name.", "Close it or choose another name."
@@ -103,9 +108,13 @@ REASONS: Final[dict[str, Reason]] = {
         "Set exposure to Cluster, or set `BOTPLANE_PUBLIC_DOMAIN`.",
     ),
     "NotApplied": Reason("Waits for the other conditions."),
+    "NotMetered": Reason("Nothing was metered yet."),
     "NotRequested": Reason("Nothing asks for it."),
     "NotSuspended": Reason("Nothing asks for a suspension."),
     "ObjectTerminating": Reason("An object is being deleted and will be made again."),
+    "OverIncluded": Reason(
+        "More is used than the plan includes.", "Nothing: the rest is billed by the plan's prices."
+    ),
     "OverrideNotAllowed": Reason(
         "An override is above the plan's ceiling; the ceiling is used.", "Lower it."
     ),
@@ -145,6 +154,10 @@ REASONS: Final[dict[str, Reason]] = {
     "SpendLimit": Reason(
         "The spend limit of the billing period is reached.", "Raise it, or wait for the next one."
     ),
+    "SpendLimitReached": Reason(
+        "The spend limit is used up: RPC is refused, and bots stop 15 minutes later.",
+        "Raise `spec.billing.spendLimit` or grant a credit.",
+    ),
     "StorageClassNotAllowed": Reason(
         "The StorageClass is not one of the plan.", "Name one of the listed classes."
     ),
@@ -157,6 +170,7 @@ REASONS: Final[dict[str, Reason]] = {
     "TimeZoneUnknown": Reason("Postgres does not know the time zone.", "Use an IANA name."),
     "UnknownTimeZone": Reason("The time zone is not known.", "Use an IANA name."),
     "User": Reason("`spec.suspend` is true.", "Set it to false."),
+    "WithinLimits": Reason("Less than half of every limit is used."),
     "WithinPlan": Reason("Within the limits of the plan."),
     "WriteConflict": Reason("An object changed while it was written.", "It is tried again."),
 }
@@ -185,8 +199,8 @@ def events_page() -> str:
     types = {name: "Normal" if name in READY_REASONS else "Warning" for name in names}
     about = (
         "An event is posted when `Ready` of a Tenant, BotDeployment or Plan changes its status or\n"
-        "reason, and at no other time. Events of cluster-scoped kinds are in the namespace\n"
-        "`default`."
+        "reason, and when a tenant reaches 50, 80, 90 and 100 percent of a limit, once per\n"
+        "billing period. Events of cluster-scoped kinds are in the namespace `default`."
     )
     rows = [f"| `{name}` | {types[name]} | {REASONS[name].meaning} |" for name in names]
     head = ["# Events", "", about, "", "| reason | type | meaning |", "|---|---|---|"]

@@ -196,6 +196,10 @@ class TenantUsageStatus(APIModel):
     """RPC calls."""
     cost: Annotated[str, Field(max_length=24)]
     """Cost to date, in the tenant's currency."""
+    forecast: Annotated[str, Field(max_length=24)] | None = None
+    """Estimated cost of the whole period. Absent until enough of the period is over."""
+    limit_percent: Annotated[int, Field(ge=0)] | None = None
+    """Share of the spend limit that is used, in percent. Absent without a limit."""
     metered_time: Timestamp
     """Until when usage is complete."""
 
@@ -215,6 +219,11 @@ class TenantStatus(APIModel):
     """The plan in force."""
     bots: TenantBotsStatus | None = None
     """Figures of the tenant's bots."""
+    suspended_for: Annotated[
+        list[Annotated[str, Field(max_length=63)]],
+        Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = []
+    """Every reason for which bots are stopped; they resume when none is left."""
     usage: TenantUsageStatus | None = None
     """Usage of the running billing period."""
 

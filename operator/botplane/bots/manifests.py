@@ -39,6 +39,7 @@ class Context:
     rights: Rights
     suspended: bool
     gateway_url: str
+    usage_url: str
     master_key: bytes
     facilities: Facilities
 
@@ -112,11 +113,15 @@ def _configuration(context: Context, common: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keys(context: Context, common: dict[str, Any]) -> dict[str, Any]:
-    def base64_key(purpose: str) -> str:
-        key = derive_key(context.master_key, context.uid, purpose)
+    def issued(purpose: str) -> str:
+        return derive_key(context.master_key, context.uid, purpose)
+
+    def encoded(key: str) -> str:
         return base64.b64encode(key.encode()).decode()
 
-    return common | {"gateway_key": base64_key("gateway"), "usage_key": base64_key("usage")}
+    # A bearer of usage names itself: `<key id>.<secret>`, as the web process reads it.
+    usage_key = f"{context.uid}.{issued('usage')}"
+    return common | {"gateway_key": encoded(issued("gateway")), "usage_key": encoded(usage_key)}
 
 
 def _volume(context: Context, common: dict[str, Any]) -> dict[str, Any]:
@@ -236,6 +241,7 @@ def _environment(context: Context) -> list[dict[str, str]]:
         "BOTPLANE_CONFIG": "/config/config.json",
         "BOTPLANE_KEYS": "/secrets/botplane",
         "BOTPLANE_TENANT": context.tenant,
+        "BOTPLANE_USAGE_URL": context.usage_url,
         "RPC_URL": context.gateway_url,
     }
     return [{"name": name, "value": value} for name, value in values.items()]

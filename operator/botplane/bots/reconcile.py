@@ -56,9 +56,10 @@ class Surroundings:
 
     tenant_of: Callable[[str], TenantView | None]
     """The tenant of a namespace."""
-    usage: Callable[[str], dict[str, Any] | None]
-    """Rounded usage of a bot by its uid."""
+    usage: Callable[[str, dict[str, Any] | None], dict[str, Any] | None]
+    """Rounded usage of a bot by its uid; what its status shows while nothing is known."""
     gateway_url: str
+    usage_url: str
     master_key: bytes
     facilities: Facilities
     clock: Callable[[], datetime]
@@ -217,7 +218,9 @@ class BotReconciler:
             "image": policy.image_of(spec, repository) if repository else None,
             "endpoints": shown,
             "lastBackupTime": None if cron is None else cron.status.get("lastSuccessfulTime"),
-            "usage": self._around.usage(body["metadata"]["uid"]),
+            "usage": self._around.usage(
+                body["metadata"]["uid"], (body.get("status") or {}).get("usage")
+            ),
         }
         return await self._cluster.status.write(body, bot_verdicts(progress), fields)
 
@@ -237,6 +240,7 @@ class BotReconciler:
             rights=tenant.rights,
             suspended=bool(tenant.suspended) or spec.suspend,
             gateway_url=self._around.gateway_url,
+            usage_url=self._around.usage_url,
             master_key=self._around.master_key,
             facilities=self._around.facilities,
         )

@@ -1,10 +1,10 @@
-"""Kubernetes Events: one for each change of Ready, in the same words as the condition. Pure."""
+"""Kubernetes Events, in the same words as the condition and the log. Pure."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
+from botplane.api.conditions import Finding
 from botplane.api.labels import FIELD_MANAGER
 from botplane.kube.drift import digest
 from botplane.kube.resources import Manifest
@@ -12,11 +12,18 @@ from botplane.kube.resources import Manifest
 MAX_NOTE = 1024
 
 
-def transition_event(body: Manifest, ready: dict[str, Any], now: datetime) -> Manifest:
-    """Return the Event that tells people of a new Ready condition."""
+def event_of(body: Manifest, finding: Finding, event_type: str, now: datetime) -> Manifest:
+    """Return the Event that tells people something of an object.
+
+    Args:
+        body: The object.
+        finding: Reason and message.
+        event_type: Normal or Warning.
+        now: When it was found.
+    """
     meta = body["metadata"]
     at = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    name = f"{meta['name']}.{digest([meta['uid'], ready['reason'], now.isoformat()])}"
+    name = f"{meta['name']}.{digest([meta['uid'], finding.reason, now.isoformat()])}"
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -29,9 +36,9 @@ def transition_event(body: Manifest, ready: dict[str, Any], now: datetime) -> Ma
             "uid": meta["uid"],
             "resourceVersion": meta["resourceVersion"],
         },
-        "reason": ready["reason"],
-        "message": ready["message"][:MAX_NOTE],
-        "type": "Warning" if ready["status"] == "False" else "Normal",
+        "reason": finding.reason,
+        "message": finding.message[:MAX_NOTE],
+        "type": event_type,
         "source": {"component": FIELD_MANAGER},
         "reportingComponent": f"{FIELD_MANAGER}.io/operator",
         "firstTimestamp": at,

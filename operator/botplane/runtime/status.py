@@ -8,12 +8,12 @@ from typing import Any
 
 import structlog
 
-from botplane.api.conditions import Verdict, merge
+from botplane.api.conditions import Finding, Verdict, merge
 from botplane.errors import Rejected, Retryable
 from botplane.kube.client import KubeClient
 from botplane.kube.errors import ConflictError, NotFoundError
 from botplane.kube.resources import Manifest
-from botplane.runtime.events import transition_event
+from botplane.runtime.events import event_of
 from botplane.runtime.objects import Objects, key_of
 
 log = structlog.get_logger()
@@ -73,8 +73,17 @@ class StatusWriter:
             reason=ready["reason"],
             message=ready["message"],
         )
+        event_type = "Warning" if ready["status"] == "False" else "Normal"
+        await self._post(body, Finding(ready["reason"], ready["message"]), event_type)
+
+    async def warn(self, body: Manifest, finding: Finding) -> None:
+        """Post a Warning that belongs to no change of Ready."""
+        log.info("Warned", reason=finding.reason, message=finding.message)
+        await self._post(body, finding, "Warning")
+
+    async def _post(self, body: Manifest, finding: Finding, event_type: str) -> None:
         try:
-            await self._client.create(transition_event(body, ready, self._wall()))
+            await self._client.create(event_of(body, finding, event_type, self._wall()))
         except (ConflictError, NotFoundError, Rejected, Retryable) as error:
             # The condition and the log line say the same; an Event is not worth another pass.
             log.debug("Event was not written", error=str(error))

@@ -1,9 +1,12 @@
-"""The billing account of a tenant: what Postgres must know about it."""
+"""The billing account of a tenant: what Postgres must know of it, and what it answers. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from botplane.api.conditions import ConditionStatus, Verdict
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -37,3 +40,43 @@ class TenantAccount:
     plan: str
     subscription_start: datetime
     spend_limit: Decimal | None
+
+
+LIMITS_UNKNOWN = Verdict.waits("WithinLimits", "NotMetered", "Nothing was metered yet")
+MONEY_REASONS = {
+    "SpendLimit": "the spend limit of the billing period is reached; raise spec.billing.spendLimit",
+    "PaymentOverdue": "an invoice is overdue; pay it",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountState:
+    """What Postgres says of a tenant's account.
+
+    Attributes:
+        holds: Why the tenant has to be suspended: SpendLimit, PaymentOverdue.
+        limits: The condition WithinLimits; None before anything was metered.
+        usage: The rounded usage; None while there is none.
+    """
+
+    holds: frozenset[str] = frozenset()
+    limits: Verdict | None = None
+    usage: dict[str, Any] | None = None
+
+
+def remembered(status: Mapping[str, Any]) -> AccountState:
+    """Return what a Tenant's status says of its account.
+
+    An operator that has not heard from Postgres yet keeps to it: who is suspended stays so.
+    """
+    known = (c for c in status.get("conditions", ()) if c["type"] == LIMITS_UNKNOWN.type)
+    limits = next(known, None)
+    return AccountState(
+        holds=frozenset(status.get("suspendedFor", ())) & MONEY_REASONS.keys(),
+        limits=None
+        if limits is None
+        else Verdict(
+            limits["type"], ConditionStatus(limits["status"]), limits["reason"], limits["message"]
+        ),
+        usage=status.get("usage"),
+    )

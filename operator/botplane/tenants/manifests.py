@@ -85,6 +85,7 @@ def isolation(context: Context, quota: Manifest) -> list[Manifest]:
 def allowances(context: Context) -> list[Manifest]:
     """Return what opens the closed namespace again: traffic that is allowed, access of people."""
     gateway = _peer(context.operator_namespace, {lb.NAME: "botplane-gateway"})
+    web = _peer(context.operator_namespace, {lb.NAME: "botplane-web"})
     bots = {"podSelector": {"matchLabels": {lb.NAME: "bot"}}}
     dns = _peer("kube-system", {"k8s-app": "kube-dns"})
     ports = [{"protocol": p, "port": 53} for p in ("UDP", "TCP")]
@@ -95,9 +96,7 @@ def allowances(context: Context) -> list[Manifest]:
     https = [{"protocol": "TCP", "port": 443}]
     return [
         network_policy(context, "allow-dns", _egress([dns], ports)),
-        network_policy(
-            context, "allow-gateway", _egress([gateway], [{"protocol": "TCP", "port": 8545}])
-        ),
+        network_policy(context, "allow-gateway", _services(gateway, web)),
         network_policy(context, "allow-internet", _egress(internet, https)),
         network_policy(context, "allow-bots", _egress([bots], None)),
         *access(context),
@@ -274,6 +273,13 @@ def _peer(namespace: str, pod_labels: dict[str, str]) -> dict[str, Any]:
 def _egress(to: list[dict[str, Any]], ports: list[dict[str, Any]] | None) -> dict[str, Any]:
     rule: dict[str, Any] = {"to": to} if ports is None else {"to": to, "ports": ports}
     return {"policyTypes": ["Egress"], "egress": [rule]}
+
+
+def _services(gateway: dict[str, Any], web: dict[str, Any]) -> dict[str, Any]:
+    """Return the rules for what bots call of botplane: RPC, and the reporting of usage."""
+    rpc, usage = ({"protocol": "TCP", "port": port} for port in (8545, 8090))
+    rules = [{"to": [gateway], "ports": [rpc]}, {"to": [web], "ports": [usage]}]
+    return {"policyTypes": ["Egress"], "egress": rules}
 
 
 def _subject(context: Context, kind: MemberKind, name: str) -> dict[str, str]:

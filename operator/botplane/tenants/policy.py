@@ -9,14 +9,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from botplane.api.conditions import Finding
 from botplane.api.labels import SUSPEND
-from botplane.api.plan import PlanSpec
+from botplane.api.plan import OnPaymentOverdue, PlanSpec
 from botplane.api.tenant import TenantSpec
+from botplane.tenants.accounts import MONEY_REASONS
 
 ORDER_OF_REASONS = ("User", "Admin", "SpendLimit", "PaymentOverdue")
-MONEY_REASONS = {
-    "SpendLimit": "the spend limit of the billing period is reached; raise spec.billing.spendLimit",
-    "PaymentOverdue": "an invoice is overdue; pay it",
-}
 
 
 class Suspension(NamedTuple):
@@ -27,7 +24,7 @@ class Suspension(NamedTuple):
 
 
 def suspensions(
-    spec: TenantSpec, annotations: Mapping[str, str], money: Iterable[str]
+    spec: TenantSpec, annotations: Mapping[str, str], money: Iterable[str], plan: PlanSpec | None
 ) -> tuple[Suspension, ...]:
     """Return every reason for which the tenant is suspended, in a fixed order.
 
@@ -35,8 +32,11 @@ def suspensions(
         spec: What is declared.
         annotations: Of the Tenant; an administrator's reason is one.
         money: The reasons that Postgres gives: SpendLimit, PaymentOverdue.
+        plan: Of the tenant; it may let bots run on while an invoice is overdue.
     """
     found = {reason: MONEY_REASONS[reason] for reason in money}
+    if plan is not None and plan.on_payment_overdue is OnPaymentOverdue.NONE:
+        found.pop("PaymentOverdue", None)
     if spec.suspend:
         found["User"] = "spec.suspend is true"
     if SUSPEND in annotations:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -24,7 +24,7 @@ from botplane.kube.resources import Manifest, Ref, ref_of
 from botplane.runtime.cluster import Cluster
 from botplane.runtime.controller import Done
 from botplane.tenants import manifests, policy
-from botplane.tenants.accounts import TenantAccount
+from botplane.tenants.accounts import AccountState, TenantAccount, remembered
 from botplane.tenants.capacity import insufficient
 from botplane.tenants.status import Progress, tenant_verdicts
 
@@ -49,10 +49,8 @@ class Accounts:
 
     register: Callable[[TenantAccount], Awaitable[None]]
     close: Callable[[UUID], Awaitable[None]]
-    holds: Callable[[str], Iterable[str]]
-    """Why Postgres wants a Tenant, by its uid, to be suspended: SpendLimit, PaymentOverdue."""
-    usage: Callable[[str], dict[str, Any] | None]
-    """The rounded usage of a Tenant by its uid, or None while there is none."""
+    state: Callable[[str], AccountState | None]
+    """What Postgres says of a Tenant's account, by its uid; None before its first answer."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,11 @@ class TenantReconciler:
             return await self._dissolve(body)
         spec = TenantSpec.model_validate(body["spec"])
         plan = self._plan(spec.plan_ref.name)
-        money = self._accounts.holds(body["metadata"]["uid"])
+        account = self._accounts.state(body["metadata"]["uid"])
+        account = account or remembered(body.get("status") or {})
         annotations = body["metadata"].get("annotations", {})
-        progress = Progress(suspended=policy.suspensions(spec, annotations, money))
+        suspended = policy.suspensions(spec, annotations, account.holds, plan)
+        progress = Progress(suspended=suspended, account=account)
         if plan is None:
             plans = [key[2] for key in self._cluster.objects.keys("Plan")]
             progress.blocked = policy.plan_not_found(spec.plan_ref.name, plans)
@@ -114,8 +114,7 @@ class TenantReconciler:
         if progress.blocked is None and plan is not None:
             self._check_capacity(body, progress)
             if not progress.waits_for_capacity:
-                suspended = bool(progress.suspended)
-                context = self._context(body, spec, plan, suspended=suspended)
+                context = self._context(body, spec, plan, suspended=bool(suspended))
                 await self._set_up(body, context, progress)
         progress.changed |= await self._report(body, spec, plan, progress)
         # What is not ours is not watched, nor is what a quota counts.
@@ -218,7 +217,8 @@ class TenantReconciler:
             fields["namespace"] = lb.tenant_namespace(name)
             fields["plan"] |= {"revision": revision} if revision is not None else {}
             fields["bots"] = self._bots(name, policy.entitlements(spec, plan).max_bots)
-        fields["usage"] = self._accounts.usage(body["metadata"]["uid"])
+        fields["usage"] = progress.account.usage
+        fields["suspendedFor"] = [s.reason for s in progress.suspended] or None
         return await self._cluster.status.write(body, tenant_verdicts(progress), fields)
 
     def _bots(self, name: str, limit: int) -> dict[str, int]:

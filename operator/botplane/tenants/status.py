@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from botplane.api.conditions import Finding, Outcome, Verdict, summarize
 from botplane.errors import Rejected, Retryable
 from botplane.kube.resources import Ref
+from botplane.tenants.accounts import LIMITS_UNKNOWN, AccountState
 from botplane.tenants.policy import Suspension
 
 STEPS: Mapping[str, tuple[str, frozenset[str]]] = {
@@ -40,6 +41,7 @@ class Progress:
     quota_computed: bool = True
     beyond_plan: list[Finding] = field(default_factory=list)
     suspended: tuple[Suspension, ...] = ()
+    account: AccountState = field(default_factory=AccountState)
     capacity: Finding | None = None
     """What to tell when the cluster cannot hold the plan beside those of older tenants."""
     waits_for_capacity: bool = False
@@ -70,6 +72,7 @@ def tenant_verdicts(progress: Progress) -> list[Verdict]:
         _billing(progress),
         _capacity(progress),
         _within_plan(progress),
+        progress.account.limits or LIMITS_UNKNOWN,
         _suspended(progress),
     ]
     return [*_ready(progress), *details]

@@ -10,7 +10,8 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-WARN_FROM_PERCENT: Final = 50
+WARN_AT_PERCENT: Final = (50, 80, 90, 100)
+"""Of a limit; each comes once per period."""
 SPEND: Final = "spend"
 
 
@@ -135,7 +136,7 @@ def near_limits(standings: Iterable[Standing]) -> Iterator[NearLimit]:
 
 
 def _if_near(standing: Standing, scope: str, used: Decimal, limit: Decimal) -> Iterator[NearLimit]:
-    if used * 100 >= limit * WARN_FROM_PERCENT:
+    if used * 100 >= limit * WARN_AT_PERCENT[0]:
         yield NearLimit(
             tenant_id=standing.tenant_id,
             period=standing.period,

@@ -1,44 +1,126 @@
-"""Usage as a status shows it: rounded, as text. Pure."""
+"""Usage and limits as a status shows them: rounded, as text. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from uuid import UUID
+from botplane.api.conditions import Finding, Verdict
+from botplane.usage.standing import (
+    SPEND,
+    WARN_AT_PERCENT,
+    LimitState,
+    NearLimit,
+    Notice,
+    near_limits,
+)
 
-    from botplane.usage.store import BotTotal, UsageSummary
+if TYPE_CHECKING:
+    from botplane.usage.standing import Standing
+    from botplane.usage.store import BotTotal
 
 SECONDS_PER_HOUR = 3600
+WITHIN_LIMITS = "WithinLimits"
+WHOLE = WARN_AT_PERCENT[-1]
 
 
-def figures(
-    tenants: Mapping[UUID, UsageSummary], bots: Mapping[UUID, BotTotal]
-) -> dict[str, dict[str, Any]]:
-    """Return `status.usage` of each tenant and bot, by uid.
+def tenant_figures(standing: Standing) -> dict[str, Any] | None:
+    """Return `status.usage` of a tenant, None before metering has reported.
 
     Hours have three decimals and costs two, so that an hour of one bot moves a status a few
     times and not every minute of every bot.
     """
-    shown: dict[str, dict[str, Any]] = {}
-    for tenant_id, summary in tenants.items():
-        if summary.metered_time is None:
-            continue
-        shown[str(tenant_id)] = {
-            "periodStart": f"{summary.period_start:%Y-%m-%dT%H:%M:%SZ}",
-            "botHours": _hours(summary.bot_seconds),
-            "rpcCalls": summary.rpc_calls,
-            "cost": _rounded(summary.cost, "0.01"),
-            "meteredTime": f"{summary.metered_time:%Y-%m-%dT%H:%M:00Z}",
-        }
-    for bot_id, total in bots.items():
-        shown[str(bot_id)] = {
-            "botHours": _hours(total.seconds),
-            "cost": _rounded(total.cost, "0.01"),
-        }
+    if standing.metered_time is None:
+        return None
+    shown = {
+        "periodStart": f"{standing.starts_at:%Y-%m-%dT%H:%M:%SZ}",
+        "botHours": _hours(int(standing.quantity("bot_seconds"))),
+        "rpcCalls": int(standing.quantity("rpc_calls")),
+        "cost": _rounded(standing.cost, "0.01"),
+        "meteredTime": f"{standing.metered_time:%Y-%m-%dT%H:%M:00Z}",
+    }
+    if standing.limit_percent is not None:
+        shown["limitPercent"] = standing.limit_percent
     return shown
+
+
+def bot_figures(total: BotTotal) -> dict[str, Any]:
+    """Return `status.usage` of a bot."""
+    return {"botHours": _hours(total.seconds), "cost": _rounded(total.cost, "0.01")}
+
+
+def limit_verdict(standing: Standing, state: LimitState) -> Verdict:
+    """Return the condition WithinLimits; its words change only when a warning is due.
+
+    Args:
+        standing: What was used.
+        state: What the spend limit does now.
+    """
+    near = sorted(near_limits([standing]), key=lambda limit: (limit.scope != SPEND, limit.scope))
+    if state is not LimitState.CLEAR:
+        return Verdict.fails(WITHIN_LIMITS, _stopped(standing, state))
+    used_up = [limit for limit in near if _mark(limit) == WHOLE]
+    if used_up:
+        reason = "SpendLimitReached" if used_up[0].scope == SPEND else "OverIncluded"
+        text = "; ".join(f"all of {_name(limit)} is used" for limit in used_up)
+        return Verdict.fails(WITHIN_LIMITS, Finding(reason, f"{text}{_consequence(reason)}"))
+    if near:
+        text = "; ".join(f"{_mark(limit)} % of {_name(limit)} is used" for limit in near)
+        return Verdict.holds(WITHIN_LIMITS, "LimitNear", text)
+    text = "Less than half of every limit is used"
+    return Verdict.holds(WITHIN_LIMITS, WITHIN_LIMITS, text)
+
+
+def notice_finding(notice: Notice) -> Finding:
+    """Return what to tell when a warning is given for the first time in a period."""
+    limit = NearLimit(
+        tenant_id=notice.tenant_id,
+        period=notice.period,
+        scope=notice.scope,
+        used=notice.used,
+        limit=notice.limit,
+    )
+    reason = "LimitNear"
+    if notice.percent == WHOLE:
+        reason = "SpendLimitReached" if notice.scope == SPEND else "OverIncluded"
+    text = (
+        f"{notice.percent} % of {_name(limit)} in period {notice.period} is used: "
+        f"{_shown(notice.used)} of {_shown(notice.limit)}"
+    )
+    return Finding(reason, f"{text}{_consequence(reason)}")
+
+
+def _stopped(standing: Standing, state: LimitState) -> Finding:
+    what = (
+        "bots are stopped" if state is LimitState.SUSPENDED else "bots stop in 15 minutes or less"
+    )
+    limit = _shown(standing.spend_limit or Decimal(0))
+    return Finding(
+        "SpendLimitReached",
+        f"the spend limit of {limit} {standing.currency} is reached: RPC is refused and {what}; "
+        "raise spec.billing.spendLimit or grant a credit",
+    )
+
+
+def _consequence(reason: str) -> str:
+    return {
+        "OverIncluded": "; what is used beyond is billed by the plan's prices",
+        "SpendLimitReached": "; raise spec.billing.spendLimit or grant a credit",
+    }.get(reason, "")
+
+
+def _mark(limit: NearLimit) -> int:
+    return max(p for p in WARN_AT_PERCENT if limit.used * WHOLE >= limit.limit * p)
+
+
+def _name(limit: NearLimit) -> str:
+    if limit.scope == SPEND:
+        return f"the spend limit of {_shown(limit.limit)}"
+    return f"the {limit.scope.partition('/')[2]} that the plan includes"
+
+
+def _shown(amount: Decimal) -> str:
+    return _rounded(amount, "0.01")
 
 
 def _hours(seconds: int) -> str:

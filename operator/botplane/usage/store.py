@@ -53,25 +53,6 @@ class BotUsage:
     cost: Decimal
 
 
-@dataclass(frozen=True, kw_only=True)
-class UsageSummary:
-    """Where one tenant stands in the period that runs now.
-
-    Attributes:
-        period_start: First moment of the period, UTC.
-        bot_seconds: Running time of all bots.
-        rpc_calls: Calls so far.
-        cost: Fee of the period and usage charges so far, unrounded, in the major unit.
-        metered_time: Until when metering has recorded all runs; None: it never reported.
-    """
-
-    period_start: datetime
-    bot_seconds: int
-    rpc_calls: int
-    cost: Decimal
-    metered_time: datetime | None
-
-
 class BotTotal(NamedTuple):
     """What one bot used so far in the period that runs now."""
 
@@ -231,28 +212,6 @@ def totals_that_differ(conn: Connection[Any]) -> list[tuple[Any, ...]]:
     with translated_errors(), conn.transaction():
         conn.execute(SQL["read_at_once"])
         return conn.execute(SQL["totals_that_differ"]).fetchall()
-
-
-def usage_summaries(
-    conn: Connection[Any], now: datetime
-) -> tuple[dict[UUID, UsageSummary], dict[UUID, BotTotal]]:
-    """Return what the status of every open tenant and its bots shows.
-
-    Raises:
-        Retryable: Postgres is away.
-    """
-    stands, bots = standings(conn, now)
-    summaries = {
-        tenant_id: UsageSummary(
-            period_start=stand.starts_at,
-            bot_seconds=int(stand.quantity("bot_seconds")),
-            rpc_calls=int(stand.quantity("rpc_calls")),
-            cost=stand.cost,
-            metered_time=stand.metered_time,
-        )
-        for tenant_id, stand in stands.items()
-    }
-    return summaries, bots
 
 
 def _build_totals(conn: Connection[Any], names: dict[str, Any]) -> None:

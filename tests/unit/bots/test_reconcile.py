@@ -52,8 +52,9 @@ class World:
         self.cluster = Cluster(client, objects, children, applier, status)
         around = Surroundings(
             lambda _namespace: self.tenant,
-            lambda _uid: None,
+            lambda _uid, shown: shown,
             "http://gateway",
+            "http://web",
             MASTER_KEY,
             FACILITIES,
             lambda: NOON,

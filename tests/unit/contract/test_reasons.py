@@ -10,7 +10,10 @@ from botplane.api.reasons import REASONS
 
 ROOT = Path(__file__).parents[3] / "operator" / "botplane"
 ROOMS = ("tenants", "bots", "kube", "store", "api", "runtime")
-FILES = ("billing/reconcile.py", "billing/pricebook.py", "billing/money.py", "billing/store.py")
+FILES = (
+    *("billing/reconcile.py", "billing/pricebook.py", "billing/money.py", "billing/store.py"),
+    "usage/status.py",
+)
 MAKERS = {"Finding", "Rejected", "Retryable", "holds", "fails", "waits", "summarize", "Suspension"}
 ELSEWHERE = {
     # Answers of commands, never of a condition.
@@ -18,6 +21,7 @@ ELSEWHERE = {
 }  # fmt: skip
 BY_DATA = {"NamespaceCreated", "QuotaApplied", "Isolated", "AccessGranted", "AccountOpen"} | {
     "User", "Admin", "SpendLimit", "PaymentOverdue", "InternalError", "KindNotServed",
+    "LimitNear", "NotMetered", "OverIncluded", "WithinLimits",
 }  # fmt: skip
 """Reasons that stand in a table of the code and not in a call."""
 

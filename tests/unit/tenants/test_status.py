@@ -19,7 +19,7 @@ from tests.support import kstatus
 NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
 KNOWN = {
     "Ready", "NamespaceReady", "QuotaApplied", "IsolationReady", "AccessReady", "BillingReady",
-    "WithinPlan", "Suspended", "CapacityReserved",
+    "WithinPlan", "WithinLimits", "Suspended", "CapacityReserved",
 }  # fmt: skip
 NO_PLAN = Finding("PlanNotFound", 'Plan "gold" does not exist')
 TOO_MANY = Finding("BotLimitReached", "11 bots are declared and 10 are allowed")

@@ -10,42 +10,130 @@ from uuid import UUID
 import pytest
 
 from botplane.usage.documents import render_json, render_table
-from botplane.usage.status import figures
-from botplane.usage.store import BotTotal, BotUsage, UsageSummary
+from botplane.usage.standing import LimitState, MeterStanding, Notice, Standing
+from botplane.usage.status import bot_figures, limit_verdict, notice_finding, tenant_figures
+from botplane.usage.store import BotTotal, BotUsage
 
 ACME = UUID("11111111-1111-4111-8111-111111111111")
-ARB = UUID("22222222-2222-4222-8222-222222222222")
 START = datetime(2026, 10, 1, tzinfo=UTC)
 
 
-def a_summary(seconds: int = 0, cost: str = "0", metered: datetime | None = START) -> UsageSummary:
-    return UsageSummary(
-        period_start=START,
-        bot_seconds=seconds,
-        rpc_calls=7,
-        cost=Decimal(cost),
+def a_standing(
+    *meters: MeterStanding,
+    fee: str = "0",
+    limit: str | None = None,
+    metered: datetime | None = START,
+) -> Standing:
+    return Standing(
+        tenant_id=ACME,
+        tenant="acme",
+        period="2026-10",
+        starts_at=START,
+        ends_at=datetime(2026, 11, 1, tzinfo=UTC),
+        currency="USD",
+        fee=Decimal(fee),
+        commission=Decimal(0),
+        meters=meters,
+        spend_limit=None if limit is None else Decimal(limit),
+        limit_state=LimitState.CLEAR,
         metered_time=metered,
     )
 
 
-def test_a_tenant_shows_hours_cost_and_until_when_they_are_complete() -> None:
-    metered = datetime(2026, 10, 3, 9, 41, 59, tzinfo=UTC)
+def a_meter(meter: str, quantity: int, included: int | None = None) -> MeterStanding:
+    return MeterStanding(
+        meter=meter,
+        quantity=Decimal(quantity),
+        included=None if included is None else Decimal(included),
+        cost=Decimal(0),
+    )
 
-    shown = figures({ACME: a_summary(257_400, "128.396", metered)}, {})
 
-    assert shown == {
-        str(ACME): {
-            "periodStart": "2026-10-01T00:00:00Z",
-            "botHours": "71.500",
-            "rpcCalls": 7,
-            "cost": "128.40",
-            "meteredTime": "2026-10-03T09:41:00Z",
-        }
+def test_a_tenant_shows_hours_cost_limit_and_until_when_they_are_complete() -> None:
+    stand = a_standing(
+        a_meter("bot_seconds", 257_400),
+        a_meter("rpc_calls", 7),
+        fee="128.396",
+        limit="500",
+        metered=datetime(2026, 10, 3, 9, 41, 59, tzinfo=UTC),
+    )
+
+    assert tenant_figures(stand) == {
+        "periodStart": "2026-10-01T00:00:00Z",
+        "botHours": "71.500",
+        "rpcCalls": 7,
+        "cost": "128.40",
+        "limitPercent": 25,
+        "meteredTime": "2026-10-03T09:41:00Z",
     }
 
 
 def test_nothing_is_shown_before_metering_has_reported() -> None:
-    assert figures({ACME: a_summary(metered=None)}, {}) == {}
+    assert tenant_figures(a_standing(metered=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("cost", "status", "reason", "says"),
+    [
+        ("249.99", "True", "WithinLimits", "Less than half"),
+        ("250", "True", "LimitNear", "50 % of the spend limit of 500.00 is used"),
+        ("399.99", "True", "LimitNear", "50 % of"),
+        ("400", "True", "LimitNear", "80 % of"),
+        ("450", "True", "LimitNear", "90 % of"),
+        ("500", "False", "SpendLimitReached", "all of the spend limit of 500.00 is used"),
+    ],
+)
+def test_the_condition_moves_only_where_a_warning_is_due(
+    cost: str, status: str, reason: str, says: str
+) -> None:
+    verdict = limit_verdict(a_standing(fee=cost, limit="500"), LimitState.CLEAR)
+
+    assert (verdict.status, verdict.reason) == (status, reason)
+    assert says in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (LimitState.BLOCKED, "RPC is refused and bots stop in 15 minutes or less"),
+        (LimitState.SUSPENDED, "RPC is refused and bots are stopped"),
+    ],
+)
+def test_the_condition_tells_what_the_spend_limit_does(state: LimitState, says: str) -> None:
+    # The blocked tenant may already be below the limit again: hysteresis keeps the block.
+    verdict = limit_verdict(a_standing(fee="490", limit="500"), state)
+
+    assert (verdict.status, verdict.reason) == ("False", "SpendLimitReached")
+    assert says in verdict.message
+    assert "raise spec.billing.spendLimit" in verdict.message
+
+
+def test_beyond_what_the_plan_includes_is_billed_not_stopped() -> None:
+    stand = a_standing(a_meter("rpc_calls", 1000, 1000), a_meter("ai_units", 80, 100))
+
+    verdict = limit_verdict(stand, LimitState.CLEAR)
+
+    assert (verdict.status, verdict.reason) == ("False", "OverIncluded")
+    assert verdict.message == (
+        "all of the rpc_calls that the plan includes is used; "
+        "what is used beyond is billed by the plan's prices"
+    )
+
+
+def test_a_warning_tells_how_much_of_what_is_used() -> None:
+    notice = Notice(
+        tenant_id=ACME,
+        period="2026-10",
+        scope="spend",
+        percent=80,
+        used=Decimal("400.129"),
+        limit=Decimal(500),
+    )
+
+    assert notice_finding(notice) == (
+        "LimitNear",
+        "80 % of the spend limit of 500.00 in period 2026-10 is used: 400.13 of 500.00",
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,9 +141,7 @@ def test_nothing_is_shown_before_metering_has_reported() -> None:
     [(0, "0.000"), (1, "0.000"), (2, "0.001"), (3600, "1.000"), (3_600_000_000, "1000000.000")],
 )
 def test_hours_of_a_bot(seconds: int, hours: str) -> None:
-    shown = figures({}, {ARB: BotTotal(seconds, Decimal(0))})
-
-    assert shown[str(ARB)]["botHours"] == hours
+    assert bot_figures(BotTotal(seconds, Decimal(0)))["botHours"] == hours
 
 
 @pytest.mark.parametrize(
@@ -63,7 +149,7 @@ def test_hours_of_a_bot(seconds: int, hours: str) -> None:
     [("0", "0.00"), ("0.125", "0.12"), ("0.135", "0.14"), ("1E+3", "1000.00"), ("2.999", "3.00")],
 )
 def test_costs_are_rounded_half_to_even_and_never_in_exponents(cost: str, shown: str) -> None:
-    assert figures({}, {ARB: BotTotal(0, Decimal(cost))})[str(ARB)]["cost"] == shown
+    assert bot_figures(BotTotal(0, Decimal(cost)))["cost"] == shown
 
 
 def a_usage(bot: str, seconds: int, cost: str, running: int = 1) -> BotUsage:

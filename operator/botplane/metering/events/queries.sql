@@ -97,3 +97,10 @@ WHERE k.tenant_id = r.tenant_id AND k.key_id = r.key_id AND k.revoked_at IS NULL
 -- valid_keys --
 SELECT tenant_id, bot_id, secret_hash, scopes FROM ingest_key
 WHERE key_id = %(key_id)s AND revoked_at IS NULL
+
+-- keys_of_bots --
+SELECT k.key_id, k.tenant_id, k.bot_id, k.secret_hash, k.scopes FROM ingest_key k
+WHERE k.bot_id IS NOT NULL AND k.revoked_at IS NULL
+
+-- open_tenant --
+SELECT tenant_id FROM tenant WHERE name = %(tenant)s AND closed_at IS NULL

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from psycopg.rows import dict_row
+
+from botplane.errors import Rejected
 from botplane.metering.events.policy import TRADES, Trade, UsageEvent, Verdict, trade_of
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
@@ -77,15 +81,67 @@ def register_keys(conn: Connection[Any], keys: Sequence[IngestKey], now: datetim
         )
 
 
-def revoke_keys(conn: Connection[Any], keys: Sequence[tuple[UUID, str]], now: datetime) -> None:
-    """Let keys (tenant, key id) never be used again; repeated it changes nothing.
+def revoke_keys(conn: Connection[Any], keys: Sequence[tuple[UUID, str]], now: datetime) -> int:
+    """Let keys (tenant, key id) never be used again; return how many were valid until now.
 
     Raises:
         Retryable: Postgres is away.
     """
     names = {"tenants": [t for t, _ in keys], "keys": [k for _, k in keys], "now": now}
     with translated_errors(), conn.transaction():
-        conn.execute(SQL["revoke_keys"], names)
+        return conn.execute(SQL["revoke_keys"], names).rowcount
+
+
+def create_tenant_key(
+    conn: Connection[Any], tenant: str, scopes: tuple[str, ...], now: datetime
+) -> str:
+    """Return a new bearer of an open tenant, `key_id.secret`; only its hash is stored.
+
+    Raises:
+        Rejected: There is no open tenant of this name.
+        Retryable: Postgres is away.
+    """
+    key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+    key = IngestKey(
+        key_id=key_id,
+        tenant_id=_open_tenant(conn, tenant),
+        bot_id=None,
+        secret_hash=secret_hash(secret),
+        scopes=scopes,
+    )
+    register_keys(conn, [key], now)
+    return f"{key_id}.{secret}"
+
+
+def revoke_tenant_key(conn: Connection[Any], tenant: str, key_id: str, now: datetime) -> None:
+    """Let a key of an open tenant never be used again.
+
+    Raises:
+        Rejected: There is no such tenant, or it has no such key.
+        Retryable: Postgres is away.
+    """
+    tenant_id = _open_tenant(conn, tenant)
+    if not revoke_keys(conn, [(tenant_id, key_id)], now):
+        raise Rejected("KeyNotFound", f"Tenant {tenant} has no valid key {key_id}.")
+
+
+def _open_tenant(conn: Connection[Any], tenant: str) -> UUID:
+    with translated_errors(), conn.transaction():
+        row = conn.execute(SQL["open_tenant"], {"tenant": tenant}).fetchone()
+    if row is None:
+        raise Rejected("TenantNotFound", f"There is no open tenant {tenant}.")
+    return UUID(str(row[0]))
+
+
+def keys_of_bots(conn: Connection[Any]) -> list[IngestKey]:
+    """Return the valid keys of bots.
+
+    Raises:
+        Retryable: Postgres is away.
+    """
+    with translated_errors(), conn.transaction(), conn.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(SQL["keys_of_bots"]).fetchall()
+    return [IngestKey(**row | {"scopes": tuple(row["scopes"])}) for row in rows]
 
 
 def find_key(conn: Connection[Any], key_id: str, secret: str) -> IngestKey | None:

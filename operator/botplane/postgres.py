@@ -1,0 +1,179 @@
+"""What the operator tells Postgres and hears from it: few calls, in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import astuple
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+import structlog
+
+from botplane.billing import store as billing_store
+from botplane.billing.payments.store import overdue_tenants
+from botplane.billing.pricebook import PriceBook
+from botplane.errors import Rejected, Retryable
+from botplane.kube.drift import digest
+from botplane.store.errors import translated_errors
+from botplane.store.pool import Role, open_pool
+from botplane.tenants import store as tenant_store
+from botplane.tenants.accounts import AccountState, TenantAccount
+from botplane.tenants.reconcile import Accounts
+from botplane.usage import store as usage_store
+from botplane.usage.standing import LimitState, Notice, Standing
+from botplane.usage.status import bot_figures, limit_verdict, tenant_figures
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+SHOWN_FOR_SECONDS = 60.0
+
+
+class Reading(NamedTuple):
+    """Where all tenants stand, as one round has read it."""
+
+    stands: Mapping[UUID, Standing]
+    bots: Mapping[UUID, usage_store.BotTotal]
+    blocked: frozenset[UUID]
+    over_limit: frozenset[UUID]
+    overdue: set[UUID]
+    notices: list[Notice]
+
+    def holds(self, tenant_id: UUID) -> frozenset[str]:
+        """Return why a tenant has to be suspended."""
+        reasons = {"SpendLimit": self.over_limit, "PaymentOverdue": self.overdue}
+        return frozenset(reason for reason, ids in reasons.items() if tenant_id in ids)
+
+    def limit_state(self, tenant_id: UUID) -> LimitState:
+        """Return what the spend limit does to a tenant, after this round's decisions."""
+        if tenant_id in self.over_limit:
+            return LimitState.SUSPENDED
+        return LimitState.BLOCKED if tenant_id in self.blocked else LimitState.CLEAR
+
+
+class News(NamedTuple):
+    """What a round has changed."""
+
+    moved: list[str]
+    """Uids of tenants and bots whose status shall change."""
+    notices: list[Notice]
+
+
+class Postgres:
+    """The operator's calls of Postgres: skipped when nothing changed."""
+
+    def __init__(self, database_url: str, clock: Callable[[], datetime]) -> None:
+        self._pool = open_pool(database_url, Role.OPERATOR)
+        self._clock = clock
+        self._registered: dict[UUID, str] = {}
+        self._published: dict[str, tuple[str, int]] = {}
+        self._states: dict[str, AccountState] = {}
+        self._figures: dict[str, tuple[dict[str, Any] | None, float]] = {}
+        self._has_read = False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close()
+
+    def accounts(self) -> Accounts:
+        """Return the billing accounts, as the tenants' room needs them."""
+        return Accounts(self._register, self._close_tenant, self.state)
+
+    async def publish(self, book: PriceBook) -> int:
+        """Store a price book unless it is the one that was stored last."""
+        content = book.content_hash.hex()
+        known = self._published.get(book.plan)
+        if known is None or known[0] != content:
+            revision = await self.call(billing_store.publish_plan, book, self._clock())
+            known = self._published[book.plan] = (content, revision)
+        return known[1]
+
+    def state(self, uid: str) -> AccountState | None:
+        """Return what is known of a Tenant's account; None before the first answer of Postgres."""
+        return self._states.get(uid, AccountState()) if self._has_read else None
+
+    def usage(self, uid: str, shown: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return the rounded usage of a bot, or what its status shows while nothing was read."""
+        return self._figures.get(uid, (None, 0.0))[0] if self._has_read else shown
+
+    async def follow(self) -> News:
+        """Read where all tenants stand and enforce their limits.
+
+        What a status shows of usage stays for a minute, unless nothing had run before; a
+        suspension or a limit shows at once.
+        """
+        try:
+            reading = await self.call(_read, self._clock())
+        except (Rejected, Retryable) as error:
+            log.warning("Usage was not read", reason=error.reason, message=error.message)
+            return News([], [])
+        moved = [uid for uid, total in reading.bots.items() if self._shows(uid, bot_figures(total))]
+        tenants = {*reading.stands, *reading.over_limit, *reading.overdue}
+        moved += [tenant_id for tenant_id in tenants if self._moves(tenant_id, reading)]
+        gone = self._states.keys() - {str(tenant_id) for tenant_id in tenants}
+        for uid in gone:
+            del self._states[uid]
+        first, self._has_read = not self._has_read, True
+        changed = [*self._states, *self._figures] if first else [*map(str, moved), *gone]
+        return News(changed, reading.notices)
+
+    def _moves(self, tenant_id: UUID, reading: Reading) -> bool:
+        stand, uid = reading.stands.get(tenant_id), str(tenant_id)
+        before = self._states.get(uid, AccountState())
+        shows = stand is not None and self._shows(tenant_id, tenant_figures(stand))
+        self._states[uid] = AccountState(
+            holds=reading.holds(tenant_id),
+            limits=None if stand is None else limit_verdict(stand, reading.limit_state(tenant_id)),
+            usage=self._figures.get(uid, (None, 0.0))[0],
+        )
+        after = self._states[uid]
+        return shows or (before.holds, before.limits) != (after.holds, after.limits)
+
+    def _shows(self, tenant_or_bot: UUID, figures: dict[str, Any] | None) -> bool:
+        """Take new figures if it is time; return whether they differ from those shown."""
+        uid, now = str(tenant_or_bot), time.monotonic()
+        last, at = self._figures.get(uid, (None, 0.0))
+        idle = last is None or last["botHours"] == "0.000"
+        if figures == last or not (idle or now - at >= SHOWN_FOR_SECONDS):
+            return False
+        self._figures[uid] = (figures, now)
+        return True
+
+    async def _register(self, account: TenantAccount) -> None:
+        content = digest([str(field) for field in astuple(account)])
+        if self._registered.get(account.tenant_id) != content:
+            await self.call(tenant_store.register_tenant, account, self._clock())
+            self._registered[account.tenant_id] = content
+
+    async def _close_tenant(self, tenant_id: UUID) -> None:
+        await self.call(tenant_store.close_tenant, tenant_id, self._clock())
+        self._registered.pop(tenant_id, None)
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what a store function says of a connection and these arguments.
+
+        Raises:
+            Retryable: Postgres is away.
+        """
+
+        def run() -> T:
+            with translated_errors(), self._pool.connection() as conn:
+                return function(conn, *arguments)
+
+        return await asyncio.to_thread(run)
+
+
+def _read(conn: Any, now: datetime) -> Reading:
+    stands, bots = usage_store.standings(conn, now)
+    notices = usage_store.enforce_limits(conn, stands.values(), now)
+    return Reading(
+        stands=stands,
+        bots=bots,
+        blocked=usage_store.blocked_tenants(conn),
+        over_limit=usage_store.over_limit_tenants(conn, now),
+        overdue=overdue_tenants(conn),
+        notices=notices,
+    )
