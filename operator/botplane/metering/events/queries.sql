@@ -77,7 +77,7 @@ SELECT ensure_partitions((%(now)s::timestamptz - interval '45 days')::date,
 
 -- early_rows --
 -- Rows that lie in no month of their own; they are counted, and ensure_partitions moves them.
-SELECT (SELECT count(*) FROM usage_event_default) + (SELECT count(*) FROM usage_hourly_default)
+SELECT early_rows()
 
 -- register_key --
 -- A known key is left as it is, unless it says something else now or was revoked.

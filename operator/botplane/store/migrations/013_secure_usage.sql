@@ -25,5 +25,16 @@ SELECT grant_writes('botplane_operator', 'INSERT, UPDATE', ARRAY['ingest_key', '
 SELECT grant_writes('botplane_operator', 'INSERT', ARRAY['limit_notice']);
 SELECT grant_writes('botplane_operator', 'SELECT', ARRAY['invoice_open']);
 SELECT grant_writes('botplane_tenant', 'SELECT', ARRAY['limit_notice', 'spend_block']);
--- It looks whether rows lie outside of all months.
-SELECT grant_writes('botplane_web', 'SELECT', ARRAY['usage_event_default', 'usage_hourly_default']);
+
+-- Rows that lie outside of all months: the web process looks after them and reads no partition.
+CREATE FUNCTION early_rows() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path FROM CURRENT AS $$
+    SELECT (SELECT count(*) FROM usage_event_default) + (SELECT count(*) FROM usage_hourly_default)
+$$;
+REVOKE EXECUTE ON FUNCTION early_rows() FROM PUBLIC;
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'botplane_web') THEN
+        GRANT EXECUTE ON FUNCTION early_rows() TO botplane_web;
+    END IF;
+END $$;
