@@ -56,12 +56,18 @@ types: setup
 unit: setup
 	@$(BIN)/python -m pytest -q tests/unit
 
-.PHONY: test
+.PHONY: test test-shared test-alone
 test: check ## Everything on a real API server and a real PostgreSQL
+	@$(MAKE) --no-print-directory -j2 test-shared test-alone
+
+test-shared: setup
 	@$(BIN)/python -m pytest -v --durations=10 -n 2 --dist loadfile tests/cluster tests/isolation \
-		tests/postgres tests/events tests/faults/test_crashes.py
-	@# Metering under fire wants the pods for itself; the harness kills its own control plane.
-	@$(BIN)/python -m pytest -v --durations=10 tests/faults/test_metering.py tests/harness
+		tests/postgres tests/events
+
+# Metering under fire wants all pods for itself; the harness kills its own control plane.
+test-alone: setup
+	@$(BIN)/python -m pytest -v --durations=10 tests/faults/test_metering.py \
+		tests/faults/test_crashes.py tests/harness
 
 .PHONY: test-faults
 test-faults: setup ## Every crash point, and faults of watches, writes and neighbours

@@ -57,7 +57,7 @@ class Postgres:
     def create_database(self, name: str, *, template: str = "template1") -> str:
         """Create a database as a copy of another one, and return its URL."""
         self._admin(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(
                 sql.Identifier(name), sql.Identifier(template)
             )
         )
