@@ -20,7 +20,12 @@ def canonical(value: Any) -> bytes:
 
 def digest(value: Any) -> str:
     """Return a short hash of a value, the same in every process."""
-    return hashlib.sha256(canonical(value)).hexdigest()[:16]
+    return digest_of(canonical(value))
+
+
+def digest_of(text: bytes) -> str:
+    """Return the hash of a value by its canonical text."""
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def sealed(manifest: Manifest) -> Manifest:

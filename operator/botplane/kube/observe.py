@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from botplane.api.labels import TENANT, TENANT_UID, tenant_namespace
-from botplane.kube.drift import canonical, digest, form, holds
+from botplane.kube.drift import canonical, digest, digest_of, form, holds
 from botplane.kube.foreign import is_said, removals
 from botplane.kube.resources import Manifest, Ref, ref_of
 
@@ -97,11 +97,12 @@ class Children:
 
     def observe(self, observed: Manifest) -> list[Key]:
         """Take note of an object; return the owners, now and before, that should look at it."""
-        child = _child(observed)
         ref = ref_of(observed)
         last = self._by_ref.get(ref)
-        if last is not None and child.version < last.version:
+        if last is not None and int(observed["metadata"]["resourceVersion"]) <= last.version:
+            # Older, or our own write that the watch tells of.
             return []
+        child = _child(observed)
         if last is not None and _same(last, child):
             last.version = child.version
             return []
@@ -200,7 +201,7 @@ def _child(observed: Manifest) -> Child:
     return Child(
         uid=meta["uid"],
         owner=owner_of(observed),
-        form_hash=digest(form(observed)),
+        form_hash=digest_of(text),
         form=zlib.compress(text, 1),
         status=_status(observed),
         deleting="deletionTimestamp" in meta,

@@ -30,6 +30,29 @@ class EndlessBackoff:
             delay = min(delay * 2, 30.0)
 
 
+class NoDiffs(kopf.DiffBaseStorage):
+    """Keeps kopf from copying every object to compare it with its last handled state.
+
+    There is none: nothing but `on.event` is used. A third of kopf's work for an event (measured).
+    """
+
+    def build(
+        self,
+        *,
+        body: kopf.Body,  # noqa: ARG002 - the names are kopf's
+        extra_fields: Iterable[Any] | None = None,  # noqa: ARG002
+    ) -> kopf.BodyEssence:
+        """Return nothing to compare."""
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:  # noqa: ARG002
+        """Return that no state was stored."""
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """Store nothing in the object."""
+
+
 def _failure(tasks: Iterable[asyncio.Task[None]]) -> BaseException | None:
     """Return what a task that has ended failed with, if one has."""
     ended = [task for task in tasks if task.done() and not task.cancelled()]
@@ -114,6 +137,7 @@ class FrontEnd:
         settings.queueing.exit_timeout = 5
         settings.process.ultimate_exiting_timeout = 60
         settings.persistence.finalizer = f"{GROUP}/unused"
+        settings.persistence.diffbase_storage = NoDiffs()
         settings.posting.enabled = False
         settings.execution.default_backoff = 5
         for kind in self._child_kinds:
