@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from psycopg.errors import InvalidParameterValue
+
 from botplane.errors import Rejected, Retryable
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
@@ -74,9 +76,11 @@ def _check_plan(conn: Connection[Any], account: TenantAccount) -> None:
 def _check_fixed_terms(conn: Connection[Any], account: TenantAccount) -> None:
     row = conn.execute(SQL["fixed_terms"], {"tenant_id": account.tenant_id}).fetchone()
     if row is None:
-        known = conn.execute(SQL["time_zone_known"], {"time_zone": account.time_zone}).fetchone()
-        if known != (True,):
-            raise Rejected("TimeZoneUnknown", f"{account.time_zone} is not an IANA time zone.")
+        try:
+            conn.execute(SQL["use_time_zone"], {"time_zone": account.time_zone})
+        except InvalidParameterValue:
+            text = f"{account.time_zone} is not an IANA time zone."
+            raise Rejected("TimeZoneUnknown", text) from None
         return
     *fixed, closed_at = row
     if closed_at is not None:
