@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import latency
+from tests.bench import admission, ingestion, latency, scale
 from tests.bench.client import open_client
+from tests.bench.rows import HEAD, Row
 from tests.support.controlplane import cluster, postgres, watchdog
 from tests.support.fixtures import PLANS
 from tests.support.installation import ROOT, Installation
+
+TENANTS = int(os.environ.get("BOTPLANE_BENCH_TENANTS", "1000"))
+BOTS_EACH = 3
 
 
 def main() -> int:
@@ -28,25 +33,27 @@ def main() -> int:
             installed.wait_for_leader()
             installed.apply(*PLANS)
             try:
-                return asyncio.run(_measure(installed))
+                rows = asyncio.run(_measure(installed))
             except TimeoutError:
                 print(installed.log("operator")[-3000:], file=sys.stderr)
                 raise
+            rows += ingestion.measure(server)
         finally:
             guard.communicate()
+    print(f"\n{HEAD}", *rows, sep="\n")
+    return 0 if all(row.holds for row in rows) else 1
 
 
-async def _measure(installed: Installation) -> int:
+async def _measure(installed: Installation) -> list[Row]:
     async with open_client(installed.cluster) as client:
         rows = [
             await latency.tenants(client),
             await latency.bots(client),
             await latency.drift(client),
+            await admission.admission(client, installed.cluster, 1),
+            await admission.admission(client, installed.cluster, 16),
         ]
-    print(f"\n{'what':<58} {'floor':>10} {'measured':>10} {'ratio':>7} {'bar':>7}")
-    for row in rows:
-        print(row)
-    return 0 if all(row.holds for row in rows) else 1
+        return rows + await scale.Scale(installed, client, TENANTS, BOTS_EACH).run()
 
 
 if __name__ == "__main__":

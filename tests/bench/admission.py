@@ -15,7 +15,7 @@ from botplane.kube.client import KubeClient
 from botplane.kube.errors import ConflictError
 from botplane.kube.resources import Manifest, Ref
 from tests.bench.client import BenchClient
-from tests.bench.latency import Row
+from tests.bench.rows import Row
 from tests.support.controlplane.cluster import Cluster
 from tests.support.world import a_name, a_tenant
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from botplane.kube.resources import Manifest, Ref, ref_of
 from botplane.tenants import manifests as tenant_manifests
 from botplane.tenants.policy import entitlements
 from tests.bench.client import BenchClient
+from tests.bench.rows import Row
 from tests.support.declared import FACILITIES
 from tests.support.fixtures import PLANS
 from tests.support.installation import MASTER_KEY, ROOT
@@ -39,47 +39,18 @@ BOT = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the result."""
-
-    what: str
-    floor: float | None
-    measured: float
-    bar: float
-    """Highest ratio to the floor; without a floor, most seconds."""
-
-    @property
-    def ratio(self) -> float:
-        """Measured to floor, or the seconds themselves."""
-        return self.measured if self.floor is None else self.measured / self.floor
-
-    @property
-    def holds(self) -> bool:
-        """Whether the bar is kept."""
-        return self.ratio <= self.bar
-
-    def __str__(self) -> str:
-        floor = "" if self.floor is None else f"{self.floor * 1000:.1f} ms"
-        ratio = "" if self.floor is None else f"{self.ratio:.2f} x"
-        bar = f"{self.bar:g} s" if self.floor is None else f"{self.bar:g} x"
-        verdict = "" if self.holds else "  MISSED"
-        measured = f"{self.measured * 1000:.1f} ms"
-        return f"{self.what:<58} {floor:>10} {measured:>10} {ratio:>7} {bar:>7}{verdict}"
-
-
 async def tenants(client: BenchClient) -> Row:
     """Tenant applied until all of its objects exist, p50."""
     floor, measured = [], []
     for number in range(ROUNDS + WARM_UP):
-        direct = await _timed_writes(client, _tenant_objects(a_name("floor")))
+        direct = await _timed_writes(client, tenant_objects(a_name("floor")))
         name = a_name("bench")
-        wanted = [ref_of(m) for m in _tenant_objects(name)]
+        wanted = [ref_of(m) for m in tenant_objects(name)]
         took = await _timed_arrival(client, a_tenant(name, members=MEMBERS), wanted)
         if number >= WARM_UP:
             floor.append(direct)
             measured.append(took)
-    size = len(_tenant_objects("x"))
+    size = len(tenant_objects("x"))
     return _row(f"Tenant applied -> its {size} objects exist, p50 of {ROUNDS}", floor, measured)
 
 
@@ -116,7 +87,7 @@ async def drift(client: BenchClient) -> Row:
         there = await client.get(ref)
         started = asyncio.get_running_loop().time()
         await client.delete(ref, there["metadata"]["uid"])
-        while not await _replaced(client, ref, there["metadata"]["uid"]):
+        while not await replaced(client, ref, there["metadata"]["uid"]):
             pass
         took.append(asyncio.get_running_loop().time() - started)
     what = f"NetworkPolicy deleted by hand -> back, p50 of {ROUNDS}"
@@ -136,7 +107,8 @@ async def _timed_arrival(client: BenchClient, body: Manifest, wanted: list[Ref])
     return max([await client.arrival(*ref) for ref in wanted]) - started
 
 
-async def _replaced(client: BenchClient, ref: Ref, uid: str) -> bool:
+async def replaced(client: BenchClient, ref: Ref, uid: str) -> bool:
+    """Return whether an object of another uid is there."""
     try:
         return bool((await client.get(ref, metadata_only=True))["metadata"]["uid"] != uid)
     except NotFoundError:
@@ -158,7 +130,8 @@ def _plan() -> PlanSpec:
     return PlanSpec.model_validate(professional["spec"])
 
 
-def _tenant_objects(name: str) -> list[Manifest]:
+def tenant_objects(name: str) -> list[Manifest]:
+    """Return the objects of a tenant, without what makes them ours to reconcile."""
     spec = TenantSpec.model_validate(a_tenant(name, members=MEMBERS)["spec"])
     context = tenant_manifests.Context(
         name=name,
