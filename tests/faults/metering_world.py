@@ -191,9 +191,17 @@ def path_of(pod: dict[str, Any] | Plan) -> str:
     return f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
 
 
-def make_pods(world: World, tenants: list[Tenant], count: int, dice: random.Random) -> list[Plan]:
-    """Create pods with random lifetimes of one second to forty days, spread over a minute."""
-    drawn = [(dice.choice(tenants), _draw(dice)) for _ in range(count)]
+def make_pods(world: World, count: int, dice: random.Random, pace: float = 1.0) -> list[Plan]:
+    """Create pods with random lifetimes of one second to forty days, told within a minute.
+
+    Args:
+        world: Where; they are spread over the tenants that it has.
+        count: How many.
+        dice: What decides on their lives.
+        pace: How fast their lives are told.
+    """
+    tenants = world.tenants or [world.tenant()]
+    drawn = [(dice.choice(tenants), _draw(dice, pace)) for _ in range(count)]
 
     def make(one: tuple[Tenant, tuple[dict[str, str], Any, float]]) -> Plan:
         tenant, (annotations, spans, deleted_after) = one
@@ -329,7 +337,7 @@ def seconds(spans: set[Span]) -> int:
 
 
 def _draw(
-    dice: random.Random,
+    dice: random.Random, pace: float
 ) -> tuple[dict[str, str], tuple[tuple[int, str, str], ...], float]:
     """Return annotations, the runs they stand for, and when to delete the pod (in seconds)."""
     start = datetime(2026, 10, 1, tzinfo=UTC) + timedelta(seconds=dice.randrange(10 * 86400))
@@ -337,7 +345,7 @@ def _draw(
         [dice.randrange(1, 60), dice.randrange(60, 86400), dice.randrange(3456000)]
     )
     end = start + timedelta(seconds=length)
-    begins = dice.uniform(0, 15)
+    begins = dice.uniform(0, 15) / pace
     annotations = {"started-at": _text(start), "run-delay": f"{begins:.1f}s"}
     spans: tuple[tuple[int, str, str], ...] = ((0, _text(start), _text(end)),)
     kind = dice.choice(["finishes", "finishes", "is killed", "is killed", "crashes"])
@@ -346,19 +354,19 @@ def _draw(
     else:
         annotations |= {
             "finished-at": _text(end),
-            "finish-delay": f"{dice.uniform(0, 20):.1f}s",
+            "finish-delay": f"{dice.uniform(0, 20) / pace:.1f}s",
         }
     if kind == "crashes":
         crashed = start + timedelta(seconds=dice.randrange(length + 1))
         again = min(end, crashed + timedelta(seconds=dice.randrange(300)))
         annotations |= {
             "crash": "1",
-            "crash-delay": f"{dice.uniform(0, 8):.1f}s",
+            "crash-delay": f"{dice.uniform(0, 8) / pace:.1f}s",
             "crashed-at": _text(crashed),
             "restarted-at": _text(again),
         }
         spans = ((0, _text(start), _text(crashed)), (1, _text(again), _text(end)))
-    return annotations, spans, begins + dice.uniform(0, 35)
+    return annotations, spans, begins + dice.uniform(0, 35) / pace
 
 
 def _pod(tenant: Tenant, annotations: dict[str, str]) -> dict[str, Any]:

@@ -59,10 +59,11 @@ def test_500_pods_are_billed_to_the_second_while_metering_is_killed(
 ) -> None:
     dice = random.Random(20261124)
     recorder = Recorder(world.kube)
-    tenants = [world.tenant() for _ in range(TENANTS)]
+    for _ in range(TENANTS):
+        world.tenant()
     began = time.monotonic()
     with metering(world.cluster, usage, log):
-        plans = make_pods(world, tenants, PODS, dice)
+        plans = make_pods(world, PODS, dice)
     uids = {plan.uid for plan in plans}
     deleting = threading.Thread(target=_delete_all, args=[world, recorder, plans])
     deleting.start()
@@ -107,17 +108,16 @@ def test_a_killed_postgres_and_lost_commit_answers_lose_nothing(
     dice = random.Random(7)
     recorder = Recorder(world.kube)
     proxy = PostgresProxy(usage)
-    tenants = [world.tenant()]
     with metering(world.cluster, proxy.url, log):
-        plans = make_pods(world, tenants, 60, dice)
+        plans = make_pods(world, 60, dice, pace=1.5)
         deleting = threading.Thread(target=_delete_all, args=[world, recorder, plans])
         deleting.start()
         for _ in range(2):
-            _pass_time(4)
+            _pass_time(3)
             proxy.cut_commits = 3
-            _pass_time(4)
+            _pass_time(3)
             postgres.kill9()
-            _pass_time(4)
+            _pass_time(3)
             postgres.restart()
         deleting.join()
         until(lambda: world.left() == 0, within=60, what="all pods released")
@@ -149,9 +149,8 @@ def test_no_pod_goes_while_postgres_is_down(
 def test_two_meterings_at_once_bill_once(world: World, usage: str, log: Path) -> None:
     dice = random.Random(9)
     recorder = Recorder(world.kube)
-    tenants = [world.tenant()]
     with metering(world.cluster, usage, log), metering(world.cluster, usage, log):
-        plans = make_pods(world, tenants, 80, dice)
+        plans = make_pods(world, 80, dice, pace=4)
         _delete_all(world, recorder, plans)
         until(lambda: world.left() == 0, within=60, what="all pods released")
 
