@@ -135,17 +135,28 @@ def usage(
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Show where it stands, live.")] = False,
 ) -> None:
-    """Show what each bot used, to the second."""
+    """Show what each bot used, to the second, and an estimate of what the period will cost."""
     from botplane.usage import documents, store
+    from botplane.usage.forecast.store import forecast_by_name
 
     while watch:
-        stand, now = ask(lambda conn, now: (store.standing_of(conn, tenant, now), now))
+        stand, forecast, now = ask(
+            lambda conn, now: (
+                store.standing_of(conn, tenant, now),
+                forecast_by_name(conn, tenant, now),
+                now,
+            )
+        )
         typer.echo(CLEAR_SCREEN if sys.stdout.isatty() else "", nl=False)
-        typer.echo(documents.render_standing(stand, now))
+        typer.echo(documents.render_standing(stand, forecast, now))
         time.sleep(WATCH_SECONDS)
     bots = ask(lambda conn, now: store.usage_by_bot(conn, tenant, period, now))
     render = documents.render_json if output is Output.JSON else documents.render_table
     typer.echo(render(bots))
+    if period is None and output is Output.TABLE:
+        forecast = ask(lambda conn, now: forecast_by_name(conn, tenant, now))
+        if forecast is not None:
+            typer.echo(f"\n{documents.render_forecast(forecast)}")
 
 
 @app.command("isolation-check")

@@ -81,6 +81,23 @@ def test_event_shows_in_the_usage_at_once(
     assert int(meter(after, "bot_seconds")["quantity"]) >= 1
 
 
+def test_usage_comes_with_an_estimate_of_the_whole_period(
+    web: Web, conn: psycopg.Connection[Any], acme: TenantAccount
+) -> None:
+    _, usage = read(web, "/v1/usage", a_key(conn, acme.tenant_id, scopes=READ))
+
+    begins = datetime.fromisoformat(usage["periodStart"])
+    if datetime.now(UTC) - begins < timedelta(hours=23):
+        assert usage["forecast"] is None
+        return
+    estimate = usage["forecast"]
+    amounts = [Decimal(estimate[name]) for name in ("low", "amount", "high")]
+    assert amounts == sorted(amounts)
+    assert amounts[1] >= Decimal(usage["cost"]).quantize(Decimal("0.01"))
+    assert estimate["quality"] == "estimated"
+    assert estimate["asOf"] == usage["asOf"]
+
+
 def test_trades_of_bots_become_trades_of_the_bill(
     web: Web, conn: psycopg.Connection[Any], acme: TenantAccount
 ) -> None:

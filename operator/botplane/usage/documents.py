@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from botplane.usage.forecast.policy import Forecast
     from botplane.usage.standing import Standing
     from botplane.usage.store import BotUsage
 
@@ -48,8 +49,13 @@ def render_json(bots: Sequence[BotUsage]) -> str:
     return json.dumps(entries, indent=2)
 
 
-def standing_document(standing: Standing, now: datetime) -> dict[str, Any]:
-    """Return where a tenant stands, for JSON; amounts and quantities are texts, not rounded."""
+def standing_document(
+    standing: Standing, forecast: Forecast | None, now: datetime
+) -> dict[str, Any]:
+    """Return where a tenant stands, for JSON; amounts and quantities are texts, not rounded.
+
+    The forecast is rounded as an invoice would be; there is none while the period has only begun.
+    """
     limit = standing.spend_limit
     return {
         "tenant": standing.tenant,
@@ -79,11 +85,12 @@ def standing_document(standing: Standing, now: datetime) -> dict[str, Any]:
             "percent": standing.limit_percent,
             "state": standing.limit_state,
         },
+        "forecast": None if forecast is None else _forecast(forecast),
     }
 
 
-def render_standing(standing: Standing, now: datetime) -> str:
-    """Return a table of meters with what is included, their cost, and the limit."""
+def render_standing(standing: Standing, forecast: Forecast | None, now: datetime) -> str:
+    """Return a table of meters with what is included, their cost, the limit, and an estimate."""
     rows = [
         f"{standing.tenant}, period {standing.period}, {_time(now)}",
         "",
@@ -101,7 +108,30 @@ def render_standing(standing: Standing, now: datetime) -> str:
     percent = "" if standing.limit_percent is None else str(standing.limit_percent)
     limit = "" if standing.spend_limit is None else f"limit {standing.spend_limit:,.2f}"
     rows.append(METER_COLUMNS.format("total", "", limit, percent, f"{standing.cost:,.6f}"))
-    return "\n".join(rows)
+    return "\n".join([*rows, *([] if forecast is None else ["", render_forecast(forecast)])])
+
+
+def render_forecast(forecast: Forecast) -> str:
+    """Return an estimate of what the whole period will cost, in words."""
+    over = f", {forecast.over_limit:,} over the spend limit" if forecast.over_limit else ""
+    return (
+        f"Estimate of the whole period {forecast.period}: {forecast.amount:,} {forecast.currency}"
+        f"{over}.\nWith 80 % probability it is between {forecast.low:,} and {forecast.high:,}."
+        f" Usage beyond what is included: {forecast.projected_overage:,}."
+    )
+
+
+def _forecast(forecast: Forecast) -> dict[str, Any]:
+    over = forecast.over_limit
+    return {
+        "quality": "estimated",
+        "amount": f"{forecast.amount:f}",
+        "low": f"{forecast.low:f}",
+        "high": f"{forecast.high:f}",
+        "projectedOverage": f"{forecast.projected_overage:f}",
+        "overLimit": None if over is None else _plain(over),
+        "asOf": _time(forecast.as_of),
+    }
 
 
 def _plain(number: Decimal) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -13,8 +13,14 @@ from fastapi.responses import JSONResponse
 from botplane.errors import Rejected
 from botplane.usage import store as usage_store
 from botplane.usage.documents import standing_document
+from botplane.usage.forecast.store import forecast_of
 from botplane.web import store
 from botplane.web.auth import Bearers
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from psycopg import Connection
 
 Call = Callable[..., Any]
 """Calls a store function with a connection; blocks."""
@@ -26,13 +32,9 @@ def reports_router(bearers: Bearers, call: Call, clock: Callable[[], datetime]) 
 
     @router.get("/v1/usage")
     async def get_usage(request: Request) -> JSONResponse:
-        """Where the tenant stands in the period that runs now, to the second."""
+        """Where the tenant stands in the period that runs now, and what it is likely to cost."""
         key = await bearers.key_of(request.headers.get("authorization"), "usage:read")
-        now = clock()
-        stands, _ = await asyncio.to_thread(call, usage_store.standings, now, [key.tenant_id])
-        if key.tenant_id not in stands:
-            raise Rejected("PeriodNotFound", "The tenant has no billing period now.")
-        return JSONResponse(standing_document(stands[key.tenant_id], now))
+        return JSONResponse(await asyncio.to_thread(call, _usage, key.tenant_id, clock()))
 
     @router.get("/v1/invoices")
     async def get_invoices(request: Request) -> JSONResponse:
@@ -43,3 +45,11 @@ def reports_router(bearers: Bearers, call: Call, clock: Callable[[], datetime]) 
         )
 
     return router
+
+
+def _usage(conn: Connection[Any], tenant_id: UUID, now: datetime) -> dict[str, Any]:
+    stands, _ = usage_store.standings(conn, now, [tenant_id])
+    if tenant_id not in stands:
+        raise Rejected("PeriodNotFound", "The tenant has no billing period now.")
+    stand = stands[tenant_id]
+    return standing_document(stand, forecast_of(conn, stand, now), now)

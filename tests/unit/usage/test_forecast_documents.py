@@ -1,0 +1,71 @@
+"""A forecast as people and programs see it: rounded, and called an estimate."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from uuid import UUID
+
+from botplane.usage.documents import render_forecast, standing_document
+from botplane.usage.forecast.policy import Forecast, status_texts
+from botplane.usage.standing import LimitState, Standing
+
+ACME = UUID("11111111-1111-4111-8111-111111111111")
+START = datetime(2026, 10, 1, tzinfo=UTC)
+
+
+def a_forecast(amount: str, over: str | None) -> Forecast:
+    return Forecast(
+        tenant_id=ACME,
+        period="2026-10",
+        currency="USD",
+        amount=Decimal(amount),
+        low=Decimal("1280.00"),
+        high=Decimal("1330.10"),
+        run_rate=Decimal("300.00"),
+        projected_overage=Decimal("202.15"),
+        over_limit=None if over is None else Decimal(over),
+        elapsed_percent=Decimal(50),
+        as_of=START,
+    )
+
+
+def test_people_are_told_that_a_forecast_is_an_estimate() -> None:
+    assert render_forecast(a_forecast("1301.15", "101.15")) == (
+        "Estimate of the whole period 2026-10: 1,301.15 USD, 101.15 over the spend limit.\n"
+        "With 80 % probability it is between 1,280.00 and 1,330.10."
+        " Usage beyond what is included: 202.15."
+    )
+    assert "spend limit" not in render_forecast(a_forecast("1301.15", "0"))
+
+
+def test_programs_get_the_forecast_as_text_or_none() -> None:
+    stand = Standing(
+        tenant_id=ACME,
+        tenant="acme",
+        period="2026-10",
+        starts_at=START,
+        ends_at=START,
+        currency="USD",
+        fee=Decimal(99),
+        commission=Decimal(0),
+        meters=(),
+        spend_limit=Decimal(1200),
+        limit_state=LimitState.CLEAR,
+        metered_time=None,
+    )
+
+    assert standing_document(stand, a_forecast("1301.15", "101.15"), START)["forecast"] == {
+        "quality": "estimated",
+        "amount": "1301.15",
+        "low": "1280.00",
+        "high": "1330.10",
+        "projectedOverage": "202.15",
+        "overLimit": "101.15",
+        "asOf": "2026-10-01T00:00:00Z",
+    }
+    assert standing_document(stand, None, START)["forecast"] is None
+
+
+def test_status_shows_the_amount() -> None:
+    assert status_texts({ACME: a_forecast("0.00", None)}) == {str(ACME): "0.00"}
