@@ -33,6 +33,7 @@ from tests.support.controlplane.waiting import until
 
 PODS, TENANTS, KILLS = 500, 5, 5
 START, END = "2026-10-01T00:00:00Z", "2026-10-01T01:00:00Z"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 WHEN_DELETED = {"started-at": START, "killed-at": END}
 
 
@@ -260,6 +261,32 @@ def test_a_pod_of_a_node_that_left_is_bounded_by_the_wish_to_delete_it(
     grace = wish["deletionGracePeriodSeconds"]
     assert end == datetime.fromisoformat(wish["deletionTimestamp"]).timestamp() - grace
     assert (reason, quality) == ("node_lost", "bounded")
+
+
+def test_a_pod_of_a_node_without_power_is_billed_until_its_last_lease(
+    world: World, usage: str, log: Path
+) -> None:
+    pod = world.pod(world.tenant(), spec={"nodeName": "dark"})
+    lease = {"renewTime": "2026-10-01T00:10:00.000000Z", "holderIdentity": "dark"}
+    world.kube.send("POST", LEASES, {"metadata": {"name": "dark"}, "spec": lease})
+    state = {"name": "bot", "image": "bot:1", "imageID": "", "ready": True, "restartCount": 0}
+    state |= {"state": {"running": {"startedAt": START}}}
+    status = {"phase": "Running", "containerStatuses": [state]}
+    world.kube.patch(f"{path_of(pod)}/status", {"status": status})
+    with metering(world.cluster, usage, log):
+        until(lambda: sql(usage, "SELECT 1 FROM source_watermark"), within=20, what="heart beats")
+    world.kube.patch(path_of(pod), {"metadata": {"finalizers": None}})
+    world.delete(pod, gracePeriodSeconds=0)
+    world.gone(pod)
+
+    with metering(world.cluster, usage, log):
+        closed = "SELECT 1 FROM runtime_interval WHERE ended_at IS NOT NULL"
+        until(lambda: sql(usage, closed), within=20, what="run closed")
+    world.kube.send("DELETE", f"{LEASES}/dark")
+
+    billed_seconds = "extract(epoch FROM ended_at - started_at)::int"
+    found = sql(usage, f"SELECT {billed_seconds}, close_quality FROM runtime_interval")
+    assert found == [(600, "bounded")]
 
 
 def test_a_pod_that_never_started_is_released_and_not_billed(

@@ -87,7 +87,8 @@ class Sight:
     Attributes:
         at: API time until which its status is known.
         fate: What else is known of it.
-        node_seen_at: Last renewal of its node's Lease, where the node is lost.
+        node_seen_at: Last renewal of its node's Lease, where it is known: the API shows a pod as
+            running for minutes after its node has lost power.
     """
 
     at: datetime
@@ -218,7 +219,9 @@ def _open(container: Container, run: Run, others: list[Interval], sight: Sight) 
         seg=0,
         started_at=started_at,
         ended_at=None,
-        last_seen_at=max(started_at, sight.at) if is_seen else started_at,
+        last_seen_at=max(started_at, _earlier(sight.at, sight.node_seen_at))
+        if is_seen
+        else started_at,
         size=container.size,
         reason=None,
         quality=None,
@@ -271,7 +274,10 @@ def _close_unproven(pod: Pod, row: Interval, sight: Sight) -> Interval:
         return row
     match sight.fate:
         case Fate.GONE:
-            end = _later(row.last_seen_at, _not_after(pod.deleted_at, sight.at))
+            wish = _not_after(pod.deleted_at, sight.at)
+            # Nobody was there to obey the wish when the node had no power.
+            ran = wish if wish is None else _earlier(wish, sight.node_seen_at)
+            end = _later(row.last_seen_at, ran)
             return _close(row, end, Reason.POD_GONE, Quality.BOUNDED)
         case Fate.NODE_LOST:
             signs = [at for at in (pod.deleted_at, sight.node_seen_at, sight.at) if at]

@@ -87,11 +87,11 @@ SELECT tenant_id, pod_uid, namespace, name FROM pod WHERE settled_at IS NULL;
 
 -- see_running --
 -- Note that runs were still going on: the bound of what a lost end can cost.
-UPDATE runtime_interval AS i SET last_seen_at = %(seen_at)s
+UPDATE runtime_interval AS i SET last_seen_at = s.seen_at
 FROM jsonb_to_recordset(%(runs)s) AS s (tenant_id uuid, pod_uid uuid, container text,
-    restart integer)
+    restart integer, seen_at timestamptz)
 WHERE i.tenant_id = s.tenant_id AND i.pod_uid = s.pod_uid AND i.container = s.container
-    AND i.restart = s.restart AND i.ended_at IS NULL AND i.last_seen_at < %(seen_at)s;
+    AND i.restart = s.restart AND i.ended_at IS NULL AND i.last_seen_at < s.seen_at;
 
 -- advance_watermark --
 -- Say until when all running time is here; the mark never goes back.

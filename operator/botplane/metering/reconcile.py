@@ -38,6 +38,7 @@ from botplane.store.pool import Role, open_pool
 BATCH_SIZE: Final = 500
 RESYNC_SECONDS: Final = 120
 HEARTBEAT_SECONDS: Final = 60.0
+NODES_SECONDS: Final = 10.0
 WATERMARK_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 1.0
 GATHER_SECONDS: Final = 0.05
@@ -73,7 +74,8 @@ class Metering:
         self._unbillable: set[UUID] = set()
         self._complete_until: datetime | None = None
         self._swept = 0
-        self._beat_at = self._marked_at = float("-inf")
+        self._alive: dict[str, datetime] = {}
+        self._beat_at = self._marked_at = self._looked_at = float("-inf")
         self.moved_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
@@ -121,6 +123,8 @@ class Metering:
         fates += [(pod, Fate.GONE) for pod in taken.gone]
         unsettled = {pod.uid for pod, _ in fates}
         self._nodes.clear()
+        if fates:
+            self._look_at_nodes()
         try:
             for batch in _batches(fates):
                 if stop.is_set():
@@ -178,12 +182,12 @@ class Metering:
     def _look(self, pod: Pod, fate: Fate, at: datetime) -> tuple[Pod, Sight]:
         """Ask after the node of a pod whose end is overdue."""
         if fate is Fate.GONE or pod.node is None or not is_suspect(pod, at):
-            return pod, Sight(at=at, fate=fate)
+            return pod, Sight(at=at, fate=fate, node_seen_at=self._alive.get(pod.node or ""))
         if pod.node not in self._nodes:
             self._nodes[pod.node] = self._cluster.node(pod.node)
         node = self._nodes[pod.node]
         if not (pod.lost if node is None else is_lost(node)):
-            return pod, Sight(at=at)
+            return pod, Sight(at=at, node_seen_at=self._alive.get(pod.node))
         log.warning("Lost the node of a pod", pod=pod.key, node=pod.node)
         seen_at = self._cluster.node_seen_at(pod.node)
         return pod, Sight(at=at, fate=Fate.NODE_LOST, node_seen_at=seen_at)
@@ -206,13 +210,32 @@ class Metering:
         if self._complete_until is None:
             return
         if now - self._beat_at >= HEARTBEAT_SECONDS:
-            running = [pod for pod in self._feed.pods() if pod.running]
-            self._store.beat(running, seen_at, self._complete_until, self._clock())
+            self._store.beat(self._running(seen_at), self._complete_until, self._clock())
             self._beat_at = self._marked_at = now
         elif now - self._marked_at >= WATERMARK_SECONDS:
             self._store.advance_watermark(self._complete_until, self._clock())
             self._marked_at = now
         metrics.WATERMARK.set(self._complete_until.timestamp())
+
+    def _running(self, seen_at: datetime) -> list[tuple[Pod, datetime]]:
+        """Return the pods that run, each with the time until which its kubelet stands for it.
+
+        The API shows a pod as running for minutes after its node has lost power.
+        """
+        self._look_at_nodes()
+        return [
+            (pod, min(seen_at, self._alive.get(pod.node or "", seen_at)))
+            for pod in self._feed.pods()
+            if pod.running
+        ]
+
+    def _look_at_nodes(self) -> None:
+        """Read the Leases of the nodes, at most every ten seconds; an old one is an early one."""
+        if time.monotonic() - self._looked_at < NODES_SECONDS:
+            return
+        alive = self._cluster.nodes_seen_at()
+        if alive is not None:
+            self._alive, self._looked_at = alive, time.monotonic()
 
     def _note_refused(self, seen: Sequence[tuple[Pod, Sight]], refused: frozenset[UUID]) -> None:
         for pod, _ in seen:

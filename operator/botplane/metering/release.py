@@ -16,10 +16,11 @@ import structlog
 from botplane.api import labels
 from botplane.errors import Retryable
 from botplane.metering import metrics
-from botplane.metering.calls import CONCURRENT_CALLS, Api
+from botplane.metering.calls import CONCURRENT_CALLS, Api, Query
 from botplane.metering.evidence import Json, Pod
 
 TIMEOUT_SECONDS: Final = 10
+PAGE_SIZE: Final = 500
 NODE_LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 log = structlog.get_logger()
@@ -80,9 +81,22 @@ class Cluster:
 
     def node_seen_at(self, name: str) -> datetime | None:
         """Return when the kubelet of a node last renewed its Lease."""
-        lease = self._get("lease", f"{NODE_LEASES}/{name}")
-        renewed = ((lease or {}).get("spec") or {}).get("renewTime")
-        return datetime.fromisoformat(renewed).replace(microsecond=0) if renewed else None
+        return _renewed_at(self._get("lease", f"{NODE_LEASES}/{name}") or {})
+
+    def nodes_seen_at(self) -> dict[str, datetime] | None:
+        """Return when each node's kubelet last renewed its Lease; None when nobody can tell."""
+        found: dict[str, datetime] = {}
+        token = ""
+        while True:
+            page = self._get("leases", NODE_LEASES, {"limit": PAGE_SIZE, "continue": token})
+            if not page:
+                return None
+            for lease in page["items"]:
+                if (renewed := _renewed_at(lease)) is not None:
+                    found[lease["metadata"]["name"]] = renewed
+            token = page["metadata"].get("continue") or ""
+            if not token:
+                return found
 
     def close(self) -> None:
         """Give up calls that have not begun."""
@@ -114,9 +128,9 @@ class Cluster:
         log.warning("Could not release a pod", pod=pod.key, status=status)
         return Release.UNANSWERED
 
-    def _get(self, kind: str, path: str) -> Json | None:
+    def _get(self, kind: str, path: str, query: Query | None = None) -> Json | None:
         try:
-            reply = self._api.get(path, timeout=TIMEOUT_SECONDS)
+            reply = self._api.get(path, query, timeout=TIMEOUT_SECONDS)
         except Retryable:
             metrics.API_ERRORS.labels(f"get_{kind}").inc()
             return None
@@ -127,6 +141,11 @@ class Cluster:
             return None
         document: Json = json.loads(reply.body)
         return document
+
+
+def _renewed_at(lease: Json) -> datetime | None:
+    renewed = (lease.get("spec") or {}).get("renewTime")
+    return datetime.fromisoformat(renewed).replace(microsecond=0) if renewed else None
 
 
 def _pod_path(namespace: str, name: str) -> str:

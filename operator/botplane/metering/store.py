@@ -120,25 +120,25 @@ class MeteringStore:
 
     def beat(
         self,
-        running: Sequence[Pod],
-        seen_at: datetime,
+        running: Sequence[tuple[Pod, datetime]],
         complete_until: datetime,
         now: datetime,
     ) -> None:
-        """Note which runs go on, and until when everything is here."""
+        """Note until when runs were seen to go on, and until when everything is here."""
         runs = [
             {
                 "tenant_id": str(pod.account.tenant_id),
                 "pod_uid": str(pod.uid),
                 "container": container,
                 "restart": restart,
+                "seen_at": seen_at.isoformat(),
             }
-            for pod in running
+            for pod, seen_at in running
             if pod.account is not None
             for container, restart in pod.running
         ]
         with self._transaction() as connection:
-            connection.execute(QUERIES["see_running"], {"runs": Jsonb(runs), "seen_at": seen_at})
+            connection.execute(QUERIES["see_running"], {"runs": Jsonb(runs)})
             _advance(connection, complete_until, now)
 
     def advance_watermark(self, complete_until: datetime, now: datetime) -> None:

@@ -136,6 +136,14 @@ def test_an_open_run_of_a_lost_node_ends_when_its_lease_was_last_renewed() -> No
     assert story(rows) == [(0, 0, 0, 340, "node_lost", "bounded")]
 
 
+def test_a_run_is_seen_no_later_than_its_nodes_lease() -> None:
+    pod = read_pod(a_pod(running(0)))
+
+    (row,) = settle(pod, [], Sight(at=at(900), node_seen_at=at(340))).intervals
+
+    assert row.last_seen_at == at(340)
+
+
 def test_an_open_run_of_a_lost_node_without_a_lease_ends_with_the_wish_to_delete() -> None:
     rows = watched(a_pod(running(0), deleted=400, grace=30), seen=900, fate=Fate.NODE_LOST)
 
@@ -155,6 +163,14 @@ def test_a_vanished_pod_is_billed_until_its_deletion_was_asked_for() -> None:
     rows = watched(a_pod(running(0), deleted=400, grace=30), seen=900, fate=Fate.GONE)
 
     assert story(rows) == [(0, 0, 0, 400, "pod_gone", "bounded")]
+
+
+def test_a_pod_deleted_by_force_on_a_dead_node_is_billed_until_its_last_lease() -> None:
+    rows = watched(
+        a_pod(running(0), deleted=400, grace=0), seen=900, fate=Fate.GONE, node_seen_at=at(340)
+    )
+
+    assert story(rows) == [(0, 0, 0, 340, "pod_gone", "bounded")]
 
 
 def test_a_vanished_pod_without_deletion_is_billed_until_it_was_last_seen() -> None:
