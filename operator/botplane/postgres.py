@@ -23,6 +23,8 @@ from botplane.tenants import store as tenant_store
 from botplane.tenants.accounts import AccountState, TenantAccount
 from botplane.tenants.reconcile import Accounts
 from botplane.usage import store as usage_store
+from botplane.usage.forecast.policy import status_texts
+from botplane.usage.forecast.store import forecast_pass
 from botplane.usage.standing import LimitState, Notice, Standing
 from botplane.usage.status import bot_figures, limit_verdict, tenant_figures
 
@@ -72,6 +74,7 @@ class Postgres:
         self._published: dict[str, tuple[str, int]] = {}
         self._states: dict[str, AccountState] = {}
         self._figures: dict[str, tuple[dict[str, Any] | None, float]] = {}
+        self._forecasts: dict[str, str] = {}
         self._has_read = False
 
     def close(self) -> None:
@@ -123,7 +126,7 @@ class Postgres:
     def _moves(self, tenant_id: UUID, reading: Reading) -> bool:
         stand, uid = reading.stands.get(tenant_id), str(tenant_id)
         before = self._states.get(uid, AccountState())
-        shows = stand is not None and self._shows(tenant_id, tenant_figures(stand))
+        shows = stand is not None and self._shows(tenant_id, self._figures_of(stand))
         self._states[uid] = AccountState(
             holds=reading.holds(tenant_id),
             limits=None if stand is None else limit_verdict(stand, reading.limit_state(tenant_id)),
@@ -132,12 +135,24 @@ class Postgres:
         after = self._states[uid]
         return shows or (before.holds, before.limits) != (after.holds, after.limits)
 
+    async def foresee(self) -> None:
+        """Estimate what the running periods will cost; the next rounds show it."""
+        try:
+            found = await self.call(forecast_pass, self._clock())
+        except (Rejected, Retryable) as error:
+            log.warning("Nothing was foreseen", reason=error.reason, message=error.message)
+        else:
+            self._forecasts = status_texts(found)
+
+    def _figures_of(self, stand: Standing) -> dict[str, Any] | None:
+        figures, forecast = tenant_figures(stand), self._forecasts.get(str(stand.tenant_id))
+        return figures if figures is None or forecast is None else figures | {"forecast": forecast}
+
     def _shows(self, tenant_or_bot: UUID, figures: dict[str, Any] | None) -> bool:
         """Take new figures if it is time; return whether they differ from those shown."""
         uid, now = str(tenant_or_bot), time.monotonic()
         last, at = self._figures.get(uid, (None, 0.0))
-        idle = last is None or last["botHours"] == "0.000"
-        if figures == last or not (idle or now - at >= SHOWN_FOR_SECONDS):
+        if figures == last or not (_is_first(last, figures) or now - at >= SHOWN_FOR_SECONDS):
             return False
         self._figures[uid] = (figures, now)
         return True
@@ -164,6 +179,12 @@ class Postgres:
                 return function(conn, *arguments)
 
         return await asyncio.to_thread(run)
+
+
+def _is_first(last: dict[str, Any] | None, figures: dict[str, Any] | None) -> bool:
+    """Return whether something has run for the first time, or anything is known at all."""
+    nothing = "0.000"
+    return last is None or (last["botHours"] == nothing != (figures or last)["botHours"])
 
 
 def _read(conn: Any, now: datetime) -> Reading:

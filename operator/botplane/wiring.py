@@ -55,6 +55,7 @@ log = structlog.get_logger()
 STUCK_SECONDS = 120.0
 USAGE_SECONDS = 2.0
 KEYS_SECONDS = 2.0
+FORECAST_SECONDS = 30.0
 MASTER_KEY_LENGTH = 32
 CAPACITY_SECONDS = 10.0
 SETTLE_SECONDS = 8.0
@@ -159,6 +160,7 @@ class Operator:
                 group.create_task(self._secrets.run(self._tenant_namespaces, self._add)),
                 group.create_task(self._follow_usage()),
                 group.create_task(self._issue_keys()),
+                group.create_task(self._foresee()),
                 group.create_task(self._measure()),
                 group.create_task(self._purge()),
                 group.create_task(self._count_capacity()),
@@ -269,6 +271,14 @@ class Operator:
             body = self._objects.get(key)
             if body is not None:
                 await self._status.warn(body, notice_finding(notice))
+
+    async def _foresee(self) -> None:
+        """Estimate what the running periods will cost; at many tenants less often."""
+        while True:
+            started = time.monotonic()
+            await self._postgres.foresee()
+            took = time.monotonic() - started
+            await asyncio.sleep(max(FORECAST_SECONDS, 100 * took))
 
     async def _issue_keys(self) -> None:
         """Let bots report usage with the keys in their Secrets."""

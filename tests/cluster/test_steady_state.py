@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -46,7 +48,8 @@ def test_a_restarted_operator_writes_nothing(world: World) -> None:
 
 
 @pytest.mark.usefixtures("converged")
-def test_an_idle_operator_writes_only_usage(world: World) -> None:
+def test_an_idle_operator_writes_only_usage_and_what_it_foresees(world: World) -> None:
+    month = _ten_days_into_its_month(world)
     log = world.installed.cluster.audit_log
     assert log is not None
     since = audit.position(log)
@@ -57,6 +60,26 @@ def test_an_idle_operator_writes_only_usage(world: World) -> None:
     print(f"\nwrites in {IDLE_SECONDS} idle seconds: {dict(made) or 'none'}")
     assert {subresource for _, subresource, _ in made} <= {"status"}
     assert max(made.values(), default=0) <= 1, "more than one a minute and object"
+    world.eventually(lambda: "forecast" in _usage(world, month), "the forecast is shown", 60)
+
+
+def _ten_days_into_its_month(world: World) -> str:
+    """Return a tenant of whom enough is known: nothing is foreseen on the first day."""
+    now = datetime.now(UTC)
+    start, anchor = now - timedelta(days=70), now - timedelta(days=10)
+    billing = {
+        "subscriptionStartTime": f"{start:%Y-%m-%dT00:00:00Z}",
+        "anchorDay": min(anchor.day, 28),
+    }
+    tenant = world.tenant(billing=billing)
+    world.eventually(lambda: _usage(world, tenant), "usage is shown", 60)
+    return tenant
+
+
+def _usage(world: World, tenant: str) -> dict[str, Any]:
+    body = world.read("Tenant", "", tenant) or {}
+    usage: dict[str, Any] = body["status"].get("usage", {})
+    return usage
 
 
 def quiet_for(world: World, seconds: float) -> None:
