@@ -30,7 +30,7 @@ from botplane.metering.events.policy import UsageEvent
 from botplane.metering.events.store import Batch, ingest
 from botplane.store.migrate import migrate
 from botplane.usage.store import enforce_limits, standings, totals_that_differ
-from tests.bench.latency import Row
+from tests.bench.rows import Row
 from tests.events.server import BATCH, Web, a_key, web_process
 from tests.support.billing import a_plan, per_hour
 from tests.support.controlplane import postgres, watchdog

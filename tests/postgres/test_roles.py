@@ -29,7 +29,7 @@ from botplane.billing.payments.store import set_payment_method
 from botplane.billing.proof.store import reconcile, verify_audit
 from botplane.billing.run import billing_run, invoice
 from botplane.billing.store import publish_plan
-from botplane.store.migrate import migrate, migrations
+from botplane.store.migrate import migrate
 from botplane.tenants.store import close_tenant, register_tenant
 from tests.support.billing import (
     Run,
@@ -57,16 +57,12 @@ def as_role(conn: psycopg.Connection[Any], role: str) -> Iterator[None]:
         conn.execute("RESET ROLE")
 
 
-NEWEST = 10
-"""What the tables of later migrations need is granted by themselves."""
-
-
 @contextmanager
 def a_world(postgres: Postgres) -> Iterator[psycopg.Connection[Any]]:
     """Serve two tenants from registration to payment, each step by its own role."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     url = postgres.create_database(name)
-    migrate(url, [file for file in migrations() if file.version <= NEWEST])
+    migrate(url)
     with psycopg.connect(url, autocommit=True, options="-c timezone=UTC") as conn:
         _serve(conn)
         yield conn
@@ -284,7 +280,7 @@ def test_owner_of_the_database_needs_no_superuser(postgres: Postgres, may: str) 
         admin.execute(sql.SQL(f"ALTER SCHEMA public OWNER TO {owner}"))
     mine = url.replace("//postgres@", f"//{owner}@")
 
-    migrate(mine, [file for file in migrations() if file.version <= NEWEST])
+    migrate(mine)
     with psycopg.connect(mine, autocommit=True, options="-c timezone=UTC") as conn:
         publish_plan(conn, a_plan(fee="10.00"), at("2026-10-01"))
         register_tenant(conn, an_account(), at("2026-10-01"))

@@ -6,9 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from botplane.billing.money import from_minor, plain
+from botplane.billing.money import minor_units, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _KINDS = ("subscription", "usage", "commitment", "commission", "correction")
 _REVENUE = {"subscription": "revenue_subscription", "commission": "revenue_commission"}
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Status(StrEnum):
@@ -130,37 +132,37 @@ class Settled:
     carried_out_minor: int = 0
     refunded_minor: int = 0
 
-    @property
+    @cached_property
     def subtotal_minor(self) -> int:
         """Sum of the lines before discounts."""
         return sum(line.amount_minor for line in self.lines)
 
-    @property
+    @cached_property
     def discount_minor(self) -> int:
         """Sum of the discounts."""
         return sum(discount.amount_minor for discount in self.discounts)
 
-    @property
+    @cached_property
     def tax_minor(self) -> int:
         """Sum of the taxes."""
         return sum(tax.amount_minor for tax in self.taxes)
 
-    @property
+    @cached_property
     def total_minor(self) -> int:
         """What the period costs, with tax; below zero when corrections outweigh the rest."""
         return self.subtotal_minor - self.discount_minor + self.tax_minor
 
-    @property
+    @cached_property
     def credit_minor(self) -> int:
         """Sum of the credits used."""
         return sum(use.amount_minor for use in self.credits)
 
-    @property
+    @cached_property
     def carried_minor(self) -> int:
         """Balances that come from other periods, less those that go to other periods."""
         return self.carried_in_minor - self.carried_out_minor + self.refunded_minor
 
-    @property
+    @cached_property
     def due_minor(self) -> int:
         """What is to be paid; never below zero."""
         return self.total_minor - self.credit_minor + self.carried_minor
@@ -191,14 +193,22 @@ def finalize(billed: BilledPeriod, settled: Settled, number: str, issued_at: dat
 
 
 def _invoice(billed: BilledPeriod, settled: Settled, **more: Any) -> Invoice:
-    fields = {name: getattr(settled, name) for name in Settled.__dataclass_fields__}
-    return Invoice(billed=billed, **fields | {"lines": in_order(settled.lines)} | more)
+    return Invoice(
+        billed=billed,
+        lines=in_order(settled.lines),
+        discounts=settled.discounts,
+        taxes=settled.taxes,
+        credits=settled.credits,
+        carried_in_minor=settled.carried_in_minor,
+        carried_out_minor=settled.carried_out_minor,
+        refunded_minor=settled.refunded_minor,
+        **more,
+    )
 
 
 def content_hash(invoice: Invoice) -> bytes:
     """Return the SHA-256 of the canonical document: sorted keys, no spaces, decimals as text."""
-    canonical = json.dumps(document(invoice), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).digest()
+    return hashlib.sha256(_canonical(document(invoice)).encode()).digest()
 
 
 def document(invoice: Invoice) -> dict[str, Any]:
@@ -283,7 +293,12 @@ def ledger_entries(invoice: Settled) -> dict[str, dict[str, int]]:
 
 def amount_text(minor: int, currency: str) -> str:
     """Write minor units as an amount of the major unit with all its decimals."""
-    return f"{from_minor(minor, currency):f}"
+    digits = minor_units(currency)
+    sign, whole = ("-", -minor) if minor < 0 else ("", minor)
+    if not digits:
+        return f"{sign}{whole}"
+    major, rest = divmod(whole, 10**digits)
+    return f"{sign}{major}.{rest:0{digits}d}"
 
 
 def in_order(lines: Iterable[Line]) -> tuple[Line, ...]:
@@ -302,7 +317,7 @@ def _line_document(line: Line, currency: str) -> dict[str, Any]:
         "exact": plain(line.exact),
         "amount": amount_text(line.amount_minor, currency),
         "discount": amount_text(line.discount_minor, currency),
-        "detail": dict(line.detail),
+        "detail": line.detail,
     }
     if line.corrects_key is not None:
         text["corrects"] = {"invoice": str(line.corrects_invoice), "key": line.corrects_key}
@@ -310,4 +325,4 @@ def _line_document(line: Line, currency: str) -> dict[str, Any]:
 
 
 def _utc(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+    return moment.isoformat(timespec="seconds")[:19] + "Z"

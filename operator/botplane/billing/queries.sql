@@ -98,6 +98,48 @@ SELECT tenant_id, period, line_key AS key, kind, meter, starts_at, ends_at, quan
     amount_minor, detail
 FROM charge(%(tenants)s, %(periods)s, %(until)s)
 
+-- make_stage --
+-- What a batch works on; one per connection, every commit or rollback empties it. `n` is the
+-- position of a period in its batch.
+CREATE TEMP TABLE IF NOT EXISTS rated_line (
+    n integer NOT NULL,
+    key text NOT NULL,
+    kind text NOT NULL,
+    meter text,
+    starts_at timestamptz NOT NULL,
+    ends_at timestamptz NOT NULL,
+    quantity numeric NOT NULL,
+    exact numeric NOT NULL,
+    amount_minor bigint NOT NULL,
+    detail jsonb NOT NULL,
+    corrects_invoice uuid,
+    corrects_key text
+) ON COMMIT DELETE ROWS;
+CREATE TEMP TABLE IF NOT EXISTS issued_invoice (
+    n integer NOT NULL,
+    tenant_id uuid NOT NULL,
+    invoice_id uuid NOT NULL
+) ON COMMIT DELETE ROWS
+
+-- read_at_once --
+-- The sums of thousands of tenants stay out of temporary files.
+SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true)
+
+-- rate --
+WITH earlier AS (DELETE FROM rated_line)
+INSERT INTO rated_line (n, key, kind, meter, starts_at, ends_at, quantity, exact, amount_minor,
+    detail)
+SELECT a.n, c.line_key, c.kind, c.meter, c.starts_at, c.ends_at, c.quantity, c.exact,
+    c.amount_minor, c.detail
+FROM charge(%(tenants)s::uuid[], %(periods)s::text[], %(until)s::timestamptz,
+    tstzrange(%(since)s, %(until)s)) c
+JOIN unnest(%(tenants)s::uuid[], %(periods)s::text[]) WITH ORDINALITY AS a (tenant_id, period, n)
+    ON a.tenant_id = c.tenant_id AND a.period = c.period
+
+-- rated_lines --
+SELECT n, key, kind, meter, starts_at, ends_at, quantity, exact, amount_minor, detail
+FROM rated_line
+
 -- take_late --
 -- Take the marks of billed periods that the next invoice of a tenant corrects, up to 13 months back.
 -- They go before the usage is read: what arrives in between is marked again.
@@ -109,16 +151,29 @@ WHERE l.tenant_id = n.tenant_id AND b.tenant_id = l.tenant_id AND b.period = l.p
     AND b.ends_at > n.starts_at - interval '13 months'
 RETURNING l.tenant_id, l.period
 
--- corrections --
-SELECT tenant_id, line_key AS key, 'correction' AS kind, meter, starts_at, ends_at, quantity, exact,
-    amount_minor, detail, corrects_invoice, corrects_key
-FROM corrections(%(tenants)s, %(periods)s)
+-- rate_corrections --
+-- The lines of billed periods that were not right, on the next invoices of their tenants.
+INSERT INTO rated_line AS r (n, key, kind, meter, starts_at, ends_at, quantity, exact,
+    amount_minor, detail, corrects_invoice, corrects_key)
+SELECT f.n, c.line_key, 'correction', c.meter, c.starts_at, c.ends_at, c.quantity, c.exact,
+    c.amount_minor, c.detail, c.corrects_invoice, c.corrects_key
+FROM corrections(%(tenants)s, %(periods)s) c
+JOIN unnest(%(first)s::integer[], %(billed)s::uuid[]) AS f (n, tenant_id)
+    ON f.tenant_id = c.tenant_id
+RETURNING r.n, r.key, r.kind, r.meter, r.starts_at, r.ends_at, r.quantity, r.exact,
+    r.amount_minor, r.detail, r.corrects_invoice, r.corrects_key
 
 -- take_numbers --
 -- Advance the counter of a series and return the last number taken; a rollback gives them back.
 INSERT INTO invoice_counter AS c (series, last) VALUES (%(series)s, %(count)s)
 ON CONFLICT (series) DO UPDATE SET last = c.last + excluded.last
 RETURNING last
+
+-- stage_invoices --
+WITH earlier AS (DELETE FROM issued_invoice)
+INSERT INTO issued_invoice
+SELECT i.n, i.tenant_id, i.invoice_id FROM unnest(%(numbers)s::integer[], %(tenants)s::uuid[],
+    %(invoice_ids)s::uuid[]) AS i (n, tenant_id, invoice_id)
 
 -- insert_invoices --
 INSERT INTO invoice (tenant_id, invoice_id, period, number, currency, subtotal_minor,
@@ -135,14 +190,16 @@ FROM jsonb_to_recordset(%(rows)s) AS i (tenant_id uuid, invoice_id uuid, period 
     snapshot jsonb, content_hash text)
 
 -- insert_lines --
+-- As they were rated, with what coupons took off.
 INSERT INTO invoice_line (tenant_id, invoice_id, line_key, kind, meter, starts_at, ends_at,
     quantity, exact, amount_minor, detail, discount_minor, corrects_invoice, corrects_key)
-SELECT l.tenant_id, l.invoice_id, l.key, l.kind, l.meter, l.starts_at, l.ends_at, l.quantity,
-    l.exact, l.amount_minor, l.detail, l.discount_minor, l.corrects_invoice, l.corrects_key
-FROM jsonb_to_recordset(%(rows)s) AS l (tenant_id uuid, invoice_id uuid, key text, kind text,
-    meter text, starts_at timestamptz, ends_at timestamptz, quantity numeric, exact numeric,
-    amount_minor bigint, detail jsonb, discount_minor bigint, corrects_invoice uuid,
-    corrects_key text)
+SELECT i.tenant_id, i.invoice_id, l.key, l.kind, l.meter, l.starts_at, l.ends_at, l.quantity,
+    l.exact, l.amount_minor, l.detail, COALESCE(d.minor, 0), l.corrects_invoice, l.corrects_key
+FROM issued_invoice i
+JOIN rated_line l ON l.n = i.n
+LEFT JOIN unnest(%(numbers)s::integer[], %(keys)s::text[], %(minors)s::bigint[])
+    AS d (n, key, minor) ON d.n = l.n AND d.key = l.key
+ORDER BY i.tenant_id, i.invoice_id, l.key
 
 -- insert_discounts --
 INSERT INTO invoice_discount
@@ -168,25 +225,28 @@ SELECT c.* FROM jsonb_to_recordset(%(rows)s) AS c (tenant_id uuid, invoice_id uu
 
 -- finalize_invoices --
 UPDATE invoice i SET status = 'finalized'
-FROM unnest(%(tenants)s::uuid[], %(invoice_ids)s::uuid[]) AS n (tenant_id, invoice_id)
-WHERE i.tenant_id = n.tenant_id AND i.invoice_id = n.invoice_id
+FROM issued_invoice n WHERE i.tenant_id = n.tenant_id AND i.invoice_id = n.invoice_id
 
 -- settle_empty_invoices --
 -- Nothing is due on them, so they are paid.
 UPDATE invoice i SET status = 'paid'
-FROM unnest(%(tenants)s::uuid[], %(invoice_ids)s::uuid[]) AS n (tenant_id, invoice_id)
+FROM issued_invoice n
 WHERE i.tenant_id = n.tenant_id AND i.invoice_id = n.invoice_id AND i.due_minor = 0
 
 -- insert_ledger_txns --
 INSERT INTO ledger_txn (tenant_id, txn_key, at)
-SELECT DISTINCT e.tenant_id, e.txn_key, %(now)s::timestamptz
-FROM jsonb_to_recordset(%(rows)s) AS e (tenant_id uuid, txn_key text)
+SELECT DISTINCT i.tenant_id, e.kind || '/' || i.invoice_id, %(now)s::timestamptz
+FROM issued_invoice i
+JOIN unnest(%(numbers)s::integer[], %(kinds)s::text[]) AS e (n, kind) ON e.n = i.n
 
 -- insert_ledger_entries --
 INSERT INTO ledger_entry (tenant_id, txn_key, account, currency, amount_minor)
-SELECT e.tenant_id, e.txn_key, e.account, e.currency, e.amount_minor
-FROM jsonb_to_recordset(%(rows)s) AS e (tenant_id uuid, txn_key text, account text,
-    currency text, amount_minor bigint)
+SELECT i.tenant_id, e.kind || '/' || i.invoice_id, e.account, v.currency, e.minor
+FROM issued_invoice i
+JOIN invoice v ON v.tenant_id = i.tenant_id AND v.invoice_id = i.invoice_id
+JOIN unnest(%(numbers)s::integer[], %(kinds)s::text[], %(accounts)s::text[], %(minors)s::bigint[])
+    AS e (n, kind, account, minor) ON e.n = i.n
+ORDER BY i.tenant_id, e.kind, i.invoice_id
 
 -- close_periods --
 UPDATE billing_period b SET state = 'closed', parked_reason = NULL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -21,12 +22,13 @@ from botplane.billing.money import decimal, plain
 from botplane.billing.settlement import Account, ChargeLimits, Coupon, Credit, TaxRule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from botplane.billing.invoices import BilledPeriod, Settled
 
 Row = dict[str, Any]
+Columns = dict[str, list[Any]]
 
 _SUMS = (
     "subtotal_minor",
@@ -44,8 +46,13 @@ _SUMS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Issued:
-    """An invoice with its id and the account that it was settled with."""
+    """An invoice with its id and the account that it was settled with.
 
+    Attributes:
+        n: Position of its period in the batch.
+    """
+
+    n: int
     invoice_id: UUID
     invoice: Invoice
     account: Account
@@ -53,10 +60,8 @@ class Issued:
 
 def records(issued: Sequence[Issued]) -> Mapping[str, list[Row]]:
     """Return the rows of issued invoices, by the statement that inserts them, in their order."""
-    entries = [row for pair in issued for row in _ledger(pair.invoice_id, pair.invoice)]
     return {
         "insert_invoices": [_invoice(pair) for pair in issued],
-        "insert_lines": [row for pair in issued for row in _lines(pair.invoice_id, pair.invoice)],
         "insert_discounts": [
             row for pair in issued for row in _discounts(pair.invoice_id, pair.invoice)
         ],
@@ -67,9 +72,34 @@ def records(issued: Sequence[Issued]) -> Mapping[str, list[Row]]:
         "insert_credits": [
             row for pair in issued for row in _credits(pair.invoice_id, pair.invoice)
         ],
-        "insert_ledger_txns": entries,
-        "insert_ledger_entries": entries,
     }
+
+
+def discounted(issued: Sequence[Issued]) -> Columns:
+    """Return which lines, by number of their invoice and key, coupons lowered by how much."""
+    lowered = [
+        (pair.n, line.key, line.discount_minor)
+        for pair in issued
+        if pair.invoice.discounts
+        for line in pair.invoice.lines
+        if line.discount_minor
+    ]
+    return _columns(("numbers", "keys", "minors"), lowered)
+
+
+def postings(issued: Sequence[Issued]) -> Columns:
+    """Return the ledger entries by number of their invoice and kind of their transaction."""
+    entries = [
+        (pair.n, kind, account, minor)
+        for pair in issued
+        for kind, amounts in ledger_entries(pair.invoice).items()
+        for account, minor in amounts.items()
+    ]
+    return _columns(("numbers", "kinds", "accounts", "minors"), entries)
+
+
+def _columns(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Columns:
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
 def inputs(account: Account) -> Row:
@@ -151,6 +181,28 @@ def read_line(row: Row) -> Line:
     return Line(**fields | moments)
 
 
+def read_lines(rows: Iterable[tuple[Any, ...]]) -> dict[int, list[Line]]:
+    """Return lines by their first column; the others are the fields of a line, in their order."""
+    lines = defaultdict[int, list[Line]](list)
+    for n, key, kind, meter, starts_at, ends_at, quantity, exact, minor, detail, *more in rows:
+        lines[n].append(
+            Line(
+                key=key,
+                kind=kind,
+                meter=meter,
+                starts_at=starts_at.astimezone(UTC),
+                ends_at=ends_at.astimezone(UTC),
+                quantity=quantity,
+                exact=exact,
+                amount_minor=minor,
+                detail=detail,
+                corrects_invoice=more[0] if more else None,
+                corrects_key=more[1] if more else None,
+            )
+        )
+    return lines
+
+
 def _key(invoice_id: UUID, invoice: Invoice) -> Row:
     return {"tenant_id": str(invoice.billed.tenant_id), "invoice_id": str(invoice_id)}
 
@@ -171,20 +223,6 @@ def _invoice(issued: Issued) -> Row:
         },
         "content_hash": (invoice.content_hash or b"").hex(),
     }
-
-
-def _lines(invoice_id: UUID, invoice: Invoice) -> Iterator[Row]:
-    for line in invoice.lines:
-        yield {
-            **vars(line),
-            **_key(invoice_id, invoice),
-            "starts_at": str(line.starts_at),
-            "ends_at": str(line.ends_at),
-            "quantity": plain(line.quantity),
-            "exact": plain(line.exact),
-            "detail": dict(line.detail),
-            "corrects_invoice": line.corrects_invoice and str(line.corrects_invoice),
-        }
 
 
 def _discounts(invoice_id: UUID, invoice: Invoice) -> Iterator[Row]:
@@ -223,15 +261,3 @@ def _refunds(invoice_id: UUID, invoice: Invoice) -> Iterator[Row]:
 def _credits(invoice_id: UUID, invoice: Invoice) -> Iterator[Row]:
     for position, use in enumerate(invoice.credits):
         yield vars(use) | _key(invoice_id, invoice) | {"position": position}
-
-
-def _ledger(invoice_id: UUID, invoice: Invoice) -> Iterator[Row]:
-    for kind, entries in ledger_entries(invoice).items():
-        for account, minor in entries.items():
-            yield {
-                "tenant_id": str(invoice.billed.tenant_id),
-                "txn_key": f"{kind}/{invoice_id}",
-                "account": account,
-                "currency": invoice.billed.currency,
-                "amount_minor": minor,
-            }

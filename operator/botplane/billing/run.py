@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
     from botplane.billing.invoices import Invoice
 
-BATCH_SIZE = 1000
-"""Tenants per transaction: a crash loses at most this many, and the next run bills them."""
+BATCH_SIZE = 5000
+"""Tenants per transaction: a crash loses at most this many, and the next run bills them.
+
+Many, because the month's usage is read once per batch.
+"""
 
 UNLIMITED: Mapping[str, ChargeLimits] = MappingProxyType({})
 _BEGINNING = (datetime(1970, 1, 1, tzinfo=UTC), UUID(int=0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -22,7 +21,7 @@ from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from psycopg import Connection, Cursor
 
@@ -184,7 +183,9 @@ def draft_invoice(
 ) -> Invoice:
     """Return what the invoice would be with the usage up to a moment; store nothing."""
     with translated_errors(), conn.transaction():
-        lines = _charges(conn, [billed], until).get((billed.tenant_id, billed.period), ())
+        with conn.cursor(row_factory=dict_row) as cursor:
+            asked = {"tenants": [billed.tenant_id], "periods": [billed.period], "until": until}
+            lines = [rows.read_line(row) for row in cursor.execute(SQL["charges"], asked)]
         account = adjustments.accounts(conn, [billed.tenant_id])[billed.tenant_id]
     return draft(billed, settle(billed, lines, account), reason)
 
@@ -213,6 +214,7 @@ def stored_parts(
 def bill_period(conn: Connection[Any], billed: BilledPeriod, issue: Issue) -> None:
     """Issue the invoice of one ended period whose usage is complete; a second call does nothing."""
     with translated_errors(), conn.transaction():
+        conn.execute(SQL["make_stage"])
         key = {"tenant_id": billed.tenant_id, "period": billed.period}
         if conn.execute(SQL["lock_due_period"], key).rowcount:
             _issue(conn, [billed], issue)
@@ -230,6 +232,8 @@ def bill_batch(
         The periods of the batch, none at the end, and those of them that were parked.
     """
     with translated_errors(), conn.transaction():
+        conn.execute(SQL["make_stage"])
+        conn.execute(SQL["read_at_once"])
         due = _due_periods(conn, batch)
         return due, _issue_or_park(conn, due, issue)
 
@@ -240,7 +244,6 @@ def _issue_or_park(
     try:
         with conn.transaction():
             _issue(conn, due, issue)
-            conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
     except _UNBILLABLE as error:
         if len(due) > 1:
             return [parked for billed in due for parked in _issue_or_park(conn, [billed], issue)]
@@ -272,96 +275,89 @@ def _due_periods(conn: Connection[Any], batch: Batch) -> list[BilledPeriod]:
     return [in_utc(row) for row in due]
 
 
-def _charges(
-    conn: Connection[Any], periods: Sequence[BilledPeriod], until: datetime
-) -> dict[tuple[UUID, str], tuple[Line, ...]]:
-    with conn.cursor(row_factory=dict_row) as cursor:
-        found = cursor.execute(
-            SQL["charges"],
-            {
-                "tenants": [billed.tenant_id for billed in periods],
-                "periods": [billed.period for billed in periods],
-                "until": until,
-            },
-        ).fetchall()
-
-    def period_key(row: dict[str, Any]) -> tuple[UUID, str]:
-        return row["tenant_id"], row["period"]
-
-    found.sort(key=period_key)
-    return {
-        key: tuple(rows.read_line(row) for row in group)
-        for key, group in groupby(found, key=period_key)
-    }
-
-
 def _issue(conn: Connection[Any], periods: Sequence[BilledPeriod], issue: Issue) -> None:
     """Rate, settle, number, write and close; a period with nothing subscribed gets no invoice."""
     if not periods:
         return
-    charges = _charges(conn, periods, max(billed.ends_at for billed in periods))
-    billable = [billed for billed in periods if (billed.tenant_id, billed.period) in charges]
-    for tenant_id, lines in _corrections(conn, billable).items():
-        first = next(billed for billed in billable if billed.tenant_id == tenant_id)
-        charges[tenant_id, first.period] += lines
-    settled = _settled(conn, billable, charges, issue)
+    names = {
+        "tenants": [billed.tenant_id for billed in periods],
+        "periods": [billed.period for billed in periods],
+    }
+    charges = _charges(conn, periods, names)
+    for n, corrections in _corrections(conn, periods, charges).items():
+        charges[n] += corrections
     moment = issue.now.replace(microsecond=0)
+    settled = _settled(conn, periods, charges, issue)
     numbers = _take_numbers(conn, len(settled), issue.now)
     issued = [
         rows.Issued(
+            n=n,
             invoice_id=invoice_id,
-            invoice=finalize(billed, content, number, moment),
+            invoice=finalize(periods[n - 1], content, number, moment),
             account=account,
         )
-        for (billed, invoice_id, content, account), number in zip(settled, numbers, strict=True)
+        for (n, invoice_id, content, account), number in zip(settled, numbers, strict=True)
     ]
     _insert_invoices(conn, issued)
-    conn.execute(
-        SQL["close_periods"],
-        {
-            "tenants": [billed.tenant_id for billed in periods],
-            "periods": [billed.period for billed in periods],
-        },
-    )
+    conn.execute(SQL["close_periods"], names)
+
+
+def _charges(
+    conn: Connection[Any], periods: Sequence[BilledPeriod], names: Mapping[str, Any]
+) -> dict[int, list[Line]]:
+    """Rate all periods at once and return the lines by their position, from 1 on.
+
+    The lines stay in Postgres, where the invoices take them from.
+    """
+    within = {
+        "since": min(billed.starts_at for billed in periods),
+        "until": max(billed.ends_at for billed in periods),
+    }
+    # Postgres plans for these very periods; a plan for any periods would read them row by row.
+    conn.execute(SQL["rate"], {**names, **within}, prepare=False)
+    return rows.read_lines(conn.execute(SQL["rated_lines"]))
 
 
 def _corrections(
-    conn: Connection[Any], periods: Sequence[BilledPeriod]
-) -> dict[UUID, tuple[Line, ...]]:
-    """Return what the first of each tenant's periods corrects of those billed before."""
-    first = {billed.tenant_id: billed.starts_at for billed in reversed(periods)}
-    marks = {"tenants": list(first), "starts": list(first.values())}
+    conn: Connection[Any], periods: Sequence[BilledPeriod], billable: Container[int]
+) -> dict[int, list[Line]]:
+    """Return what the first invoice of each tenant corrects of those issued before."""
+    first: dict[UUID, tuple[int, datetime]] = {}
+    for n, billed in enumerate(periods, 1):
+        if n in billable:
+            first.setdefault(billed.tenant_id, (n, billed.starts_at))
+    marks = {"tenants": list(first), "starts": [starts_at for _, starts_at in first.values()]}
     late = conn.execute(SQL["take_late"], marks).fetchall()
     if not late:
         return {}
-    names = {"tenants": [row[0] for row in late], "periods": [row[1] for row in late]}
-    lines: dict[UUID, tuple[Line, ...]] = {}
-    with conn.cursor(row_factory=dict_row) as cursor:
-        for row in cursor.execute(SQL["corrections"], names):
-            lines[row["tenant_id"]] = (*lines.get(row["tenant_id"], ()), rows.read_line(row))
-    return lines
+    names = {
+        "tenants": [tenant_id for tenant_id, _ in late],
+        "periods": [period for _, period in late],
+        "billed": list(first),
+        "first": [n for n, _ in first.values()],
+    }
+    return rows.read_lines(conn.execute(SQL["rate_corrections"], names))
 
 
 def _settled(
     conn: Connection[Any],
     periods: Sequence[BilledPeriod],
-    charges: Mapping[tuple[UUID, str], tuple[Line, ...]],
+    charges: Mapping[int, Sequence[Line]],
     issue: Issue,
-) -> list[tuple[BilledPeriod, UUID, Settled, Account]]:
+) -> list[tuple[int, UUID, Settled, Account]]:
     """Settle in the order of time: what one invoice leaves over is there for the next."""
     tenants = list({billed.tenant_id for billed in periods})
     accounts = dict(adjustments.accounts(conn, tenants))
     settled = []
-    for billed in periods:
+    for n, billed in enumerate(periods, 1):
+        if n not in charges:
+            continue
         limits = issue.charge_limits.get(billed.currency, NO_LIMITS)
         account = replace(accounts[billed.tenant_id], limits=limits)
-        invoice_id, content = (
-            uuid4(),
-            settle(billed, charges[billed.tenant_id, billed.period], account),
-        )
+        invoice_id, content = uuid4(), settle(billed, charges[n], account)
         credit = rows.refund_credit(invoice_id, content, issue.now)
         accounts[billed.tenant_id] = after(account, content, credit)
-        settled.append((billed, invoice_id, content, account))
+        settled.append((n, invoice_id, content, account))
     return settled
 
 
@@ -377,16 +373,22 @@ def _take_numbers(conn: Connection[Any], count: int, now: datetime) -> list[str]
 def _insert_invoices(conn: Connection[Any], issued: Sequence[rows.Issued]) -> None:
     if not issued:
         return
-    for name, records in rows.records(issued).items():
-        if records:
-            given = {"rows": Jsonb(records, dumps=json.dumps), "now": issued[0].invoice.issued_at}
-            conn.execute(SQL[name], given)
-    keys = {
+    now = issued[0].invoice.issued_at
+    ids = {
+        "numbers": [one.n for one in issued],
         "tenants": [one.invoice.billed.tenant_id for one in issued],
         "invoice_ids": [one.invoice_id for one in issued],
     }
-    conn.execute(SQL["finalize_invoices"], keys)
-    conn.execute(SQL["settle_empty_invoices"], keys)
+    conn.execute(SQL["stage_invoices"], ids)
+    for name, records in rows.records(issued).items():
+        if records:
+            conn.execute(SQL[name], {"rows": Jsonb(records, dumps=json.dumps), "now": now})
+    conn.execute(SQL["insert_lines"], rows.discounted(issued))
+    entries = rows.postings(issued)
+    conn.execute(SQL["insert_ledger_txns"], {**entries, "now": now})
+    conn.execute(SQL["insert_ledger_entries"], entries)
+    conn.execute(SQL["finalize_invoices"])
+    conn.execute(SQL["settle_empty_invoices"])
 
 
 def in_utc(billed: BilledPeriod) -> BilledPeriod:
