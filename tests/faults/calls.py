@@ -107,7 +107,7 @@ class Truncate:
 
 @dataclass(frozen=True)
 class Silent:
-    """Send nothing more, and keep the connection open."""
+    """Send nothing more, and keep the connection open until the proxy is cleared."""
 
 
 Action = (

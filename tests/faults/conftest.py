@@ -5,16 +5,23 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.proxied import ProxiedOperator
+from tests.faults.rehearsal import Reference
 from tests.support.installation import Installation
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def proxied(
     botplane: Installation, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ProxiedOperator]:
-    """The operator behind a proxy, for the tests of a module."""
+    """The operator behind a proxy, for the tests of this folder."""
     if botplane.cluster.audit_log is None:
         pytest.skip("the audit log of this cluster is not ours to read")
     operator = ProxiedOperator(botplane, tmp_path_factory.mktemp("proxy"))
     yield operator
     operator.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed() -> dict[str, Reference]:
+    """What scenarios come to, once they were played; shared by the files of a session."""
+    return {}

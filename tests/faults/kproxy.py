@@ -46,6 +46,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
         self._dead: set[str] = set()
+        self._rounds = 0
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._writes: list[tuple[float, Call]] = []
         self._faults: list[tuple[float, str, Call]] = []
@@ -72,6 +73,7 @@ class Proxy:
         with self._lock:
             self._rules.clear()
             self._dead.clear()
+            self._rounds += 1
 
     def writes(self, token: str) -> list[Call]:
         """Return the writes about one tenant, in order."""
@@ -191,9 +193,18 @@ class Proxy:
                 action = self._action_of(call, line)
                 if action is None:
                     await response.write(line)
+                elif isinstance(action, calls.Silent):
+                    await self._cleared()
+                    _reset(request)
+                    break
                 elif not await _told(request, response, line, action):
                     break
         return response
+
+    async def _cleared(self) -> None:
+        now = self._rounds
+        while self._rounds == now:  # noqa: ASYNC110 - other threads cannot set an event
+            await asyncio.sleep(0.1)
 
     def _action_of(self, call: Call, line: bytes) -> calls.Action | None:
         with self._lock:
@@ -243,8 +254,6 @@ async def _told(
         case calls.Truncate():
             await response.write(line[: len(line) // 2])
             return False
-        case calls.Silent():
-            await asyncio.sleep(FOR_EVER)
     return True
 
 

@@ -76,8 +76,11 @@ class Place:
 
     def settled(self) -> bool:
         """Return whether every object says that nothing is under way."""
-        bodies = [self.world.read("Tenant", "", self.name), *self.bots()]
-        return all(_is_settled(body) for body in bodies if body is not None)
+        tenant = self.world.read("Tenant", "", self.name)
+        # What Postgres says of the account comes seconds later, and changes the status then.
+        metered = tenant is None or condition(tenant, "WithinLimits")[0] == "True"
+        bodies = [tenant, *self.bots()]
+        return metered and all(_is_settled(body) for body in bodies if body is not None)
 
     def bots(self) -> list[dict[str, Any]]:
         """Return the bots."""
@@ -173,6 +176,7 @@ def conflict(at: Place) -> None:
     at.bot()
     at.reason("Conflict")
     at.world.delete("ConfigMap", at.namespace, "bot")
+    at.running()
 
 
 def drift(at: Place) -> None:
@@ -187,6 +191,7 @@ def secret_appears(at: Place) -> None:
     at.reason("SecretNotFound")
     named = {"name": "exchange", "namespace": at.namespace}
     at.world.create({"kind": "Secret", "apiVersion": "v1", "metadata": named})
+    at.running()
 
 
 def _cpu(quota: dict[str, Any] | None) -> str:

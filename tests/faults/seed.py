@@ -35,7 +35,7 @@ CAUGHT_BY = {
     "a-bug-ends-the-operator": f"{FAULTS}neighbours.py::test_a_tenant_that_makes_passes_fail_"
     "disturbs_nobody",
     "lost-events-stay-lost": f"{FAULTS}api_faults.py::test_a_watch_that_fails_is_made_good"
-    "[dropped]",
+    "[side by side]",
     "status-written-each-time": f"{CLUSTER}steady_state.py::test_an_idle_operator_writes_only_"
     "usage",
     "lease-not-released": f"{CLUSTER}outages.py::test_the_second_replica_takes_over_within_three_"

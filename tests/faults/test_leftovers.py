@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -63,31 +64,33 @@ def place(botplane: Installation) -> tuple[World, str]:
     return world, tenant
 
 
-@pytest.mark.parametrize("kind", OF_TENANTS)
-def test_a_leftover_of_a_tenant_goes(place: tuple[World, str], kind: str) -> None:
+def test_the_leftovers_of_a_tenant_go(place: tuple[World, str]) -> None:
     world, tenant = place
     namespace = f"tenant-{tenant}"
+    for kind, content in OF_TENANTS.items():
+        world.create(_left(kind, namespace, content, {"botplane.io/tenant": tenant}))
 
-    world.create(_left(kind, namespace, OF_TENANTS[kind], {"botplane.io/tenant": tenant}))
-
-    world.eventually(lambda: world.read(kind, namespace, LEFT) is None, f"{kind} has gone")
+    world.eventually(lambda: not _there(world, namespace, OF_TENANTS), "all of them have gone")
 
 
-@pytest.mark.parametrize("kind", OF_BOTS)
-def test_a_leftover_of_a_bot_goes(place: tuple[World, str], kind: str) -> None:
+def test_the_leftovers_of_a_bot_go(place: tuple[World, str]) -> None:
     world, tenant = place
     namespace = f"tenant-{tenant}"
     bot = world.read(*bot_key(tenant))
     assert bot is not None
     owner = {"apiVersion": bot["apiVersion"], "kind": "BotDeployment", "name": "bot"}
-    left = _left(kind, namespace, OF_BOTS[kind], {"botplane.io/bot": "bot"})
-    left["metadata"]["ownerReferences"] = [
-        owner | {"uid": bot["metadata"]["uid"], "controller": True}
-    ]
+    for kind, content in OF_BOTS.items():
+        left = _left(kind, namespace, content, {"botplane.io/bot": "bot"})
+        left["metadata"]["ownerReferences"] = [
+            owner | {"uid": bot["metadata"]["uid"], "controller": True}
+        ]
+        world.create(left)
 
-    world.create(left)
+    world.eventually(lambda: not _there(world, namespace, OF_BOTS), "all of them have gone")
 
-    world.eventually(lambda: world.read(kind, namespace, LEFT) is None, f"{kind} has gone")
+
+def _there(world: World, namespace: str, kinds: Iterable[str]) -> list[str]:
+    return [kind for kind in kinds if world.read(kind, namespace, LEFT) is not None]
 
 
 def _left(
