@@ -14,15 +14,13 @@ from typing import Final
 from botplane.usage.forecast.policy import (
     Accuracy,
     Amounts,
-    Day,
     Ground,
-    History,
     Segment,
     Use,
     expected_quantities,
-    history_of,
     total,
 )
+from botplane.usage.forecast.rates import History, history_of
 from tests.support.ledger_oracle import Price, _amount, half_even
 
 BEFORE: Final = 28 * 24
@@ -191,12 +189,11 @@ def _ground(member: Member, now: int) -> Ground | None:
 
 
 def _history(hours: Sequence[float], now: int, *, runs: bool) -> History:
-    rest, days = (BEFORE + HOURS - now) % 24, {}
-    for number, end in enumerate(range(now, now - 28 * 24, -24)):
-        day = hours[end - 24 : end]
-        if any(day):
-            days[number] = Day(sum(day), sum(day[:rest]), day[-1] / 3600 if runs else None)
-    return history_of(days)
+    rest, ends = (BEFORE + HOURS - now) % 24, range(now, now - 28 * 24, -24)
+    used = [number for number, end in enumerate(ends) if any(hours[end - 24 : end])]
+    days = [hours[ends[number] - 24 : ends[number]] for number in used]
+    levels = [day[-1] / 3600 for day in days] if runs else ()
+    return history_of(used, [sum(day) for day in days], [sum(d[:rest]) for d in days], levels)
 
 
 def _exact(quantity: float) -> Decimal:

@@ -12,18 +12,14 @@ from hypothesis import strategies as st
 from botplane.usage.forecast.policy import (
     MARKS,
     Amounts,
-    Day,
     Ground,
-    History,
     Segment,
     Use,
-    by_run_rate,
     commission,
     expected_quantities,
-    further_use,
-    history_of,
     total,
 )
+from botplane.usage.forecast.rates import History, by_run_rate, further_use, history_of
 from tests.support.fleet import a_fleet, accuracy, outcomes
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -166,11 +162,11 @@ def test_young_histories_lean_on_the_run_rate(days: int) -> None:
 
 
 def test_first_day_of_use_may_be_half_a_one() -> None:
-    seen = history_of({0: Day(10.0, 1.0), 2: Day(10.0, 1.0), 4: Day(3.0, 0.0), 28: Day(99.0, 9.0)})
+    seen = history_of([4, 0, 28, 2], [3.0, 10.0, 99.0, 10.0], [0.0, 1.0, 9.0, 1.0])
 
     assert seen == History(days=(10.0, 0.0, 10.0, 0.0), heads=(1.0, 0.0, 1.0, 0.0))
-    assert history_of({0: Day(3.0, 1.0)}).days == (3.0,)
-    assert history_of({}) == History()
+    assert history_of([0], [3.0], [1.0]).days == (3.0,)
+    assert history_of([], [], []) == History()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,11 @@
 -- one_moment --
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ
 
+-- many --
+-- All of a table is read at once, not row by row, and sums stay out of temporary files.
+SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true),
+    set_config('enable_nestloop', 'off', true)
+
 -- segments --
 -- The cuts of some periods, with what depends on time alone, as an invoice rounds it:
 -- the fee of the cut, the commitment (exact) and the highest commission of the period. In minor
@@ -17,6 +22,7 @@ SELECT s.tenant_id, s.starts_at, s.ends_at,
         END::bigint AS commission_cap
 FROM unnest(%(tenants)s::uuid[], %(periods)s::text[]) AS a (tenant_id, period)
 JOIN usage_segment s ON s.tenant_id = a.tenant_id AND s.period = a.period
+    AND s.tenant_id = ANY(%(tenants)s)
 JOIN plan_version v ON v.plan = s.plan AND v.version = s.version
 JOIN plan p ON p.plan = s.plan
 JOIN currency u ON u.currency = p.currency
@@ -33,10 +39,12 @@ WITH segment AS MATERIALIZED (
     SELECT s.tenant_id, s.starts_at, s.ends_at, s.plan, s.version
     FROM unnest(%(tenants)s::uuid[], %(periods)s::text[]) AS a (tenant_id, period)
     JOIN usage_segment s ON s.tenant_id = a.tenant_id AND s.period = a.period
+    WHERE s.tenant_id = ANY(%(tenants)s)
 ),
 use AS (
     SELECT t.tenant_id, t.starts_at, t.meter, t.quantity AS used, t.quantity AS at_end
     FROM segment s JOIN usage_total t ON t.tenant_id = s.tenant_id AND t.starts_at = s.starts_at
+    WHERE t.tenant_id = ANY(%(tenants)s)
     UNION ALL
     SELECT i.tenant_id, s.starts_at, m.meter,
         m.quantity * greatest(0, extract(epoch FROM least(s.ends_at, %(now)s) - b.begins)),
@@ -45,7 +53,7 @@ use AS (
     JOIN segment s ON s.tenant_id = i.tenant_id AND s.ends_at > i.started_at
     CROSS JOIN LATERAL (SELECT greatest(i.started_at, s.starts_at) AS begins) AS b
     CROSS JOIN LATERAL interval_meters(1, i.container, i.cpu_milli, i.mem_bytes) m
-    WHERE i.ended_at IS NULL AND i.started_at < %(now)s
+    WHERE i.tenant_id = ANY(%(tenants)s) AND i.ended_at IS NULL AND i.started_at < %(now)s
 )
 SELECT u.tenant_id, u.starts_at, u.meter, trunc(sum(u.used), 12), trunc(sum(u.at_end), 12)
 FROM use u
@@ -56,54 +64,73 @@ GROUP BY u.tenant_id, u.starts_at, u.meter
 -- event_days --
 -- Events of the last 28 days by day, counted back from the last full hour; and the part of each day
 -- in its first hours, as many as remain of the period beyond whole days.
-SELECT u.tenant_id, u.meter, h.day, sum(u.quantity)::double precision,
-    sum(u.quantity * least(greatest(e.hours - h.hour, 0), 1))::double precision
-FROM unnest(%(hours)s::timestamptz[], %(days)s::integer[], %(of_day)s::integer[])
-    AS h (starts_at, day, hour)
-JOIN usage_hourly u ON u.hour = h.starts_at
-JOIN unnest(%(tenants)s::uuid[], %(rests)s::numeric[]) AS e (tenant_id, hours)
-    ON e.tenant_id = u.tenant_id
-WHERE u.hour >= %(since)s AND u.hour < %(until)s AND u.meter IN (SELECT p.meter FROM price p)
-GROUP BY u.tenant_id, u.meter, h.day
+SELECT d.tenant_id, d.meter, array_agg(d.day), array_agg(d.whole), array_agg(d.head)
+FROM (
+    SELECT u.tenant_id, u.meter, a.hours / 24 AS day, sum(u.quantity)::double precision AS whole,
+        sum(u.quantity * least(greatest(e.hours - (23 - mod(a.hours, 24)), 0), 1))::double precision
+            AS head
+    FROM usage_hourly u
+    JOIN unnest(%(tenants)s::uuid[], %(rests)s::numeric[]) AS e (tenant_id, hours)
+        ON e.tenant_id = u.tenant_id
+    CROSS JOIN LATERAL (SELECT extract(epoch FROM %(until)s - u.hour)::integer / 3600 - 1 AS hours)
+        AS a
+    WHERE u.tenant_id = ANY(%(tenants)s) AND u.hour >= %(since)s AND u.hour < %(until)s
+        AND u.meter IN (SELECT p.meter FROM price p)
+    GROUP BY u.tenant_id, u.meter, a.hours / 24
+) d
+GROUP BY d.tenant_id, d.meter
 
 -- run_days --
 -- The same of what ran, with how much a second of it counted at the end of each day.
-SELECT i.tenant_id, m.meter, d.day,
-    sum(m.quantity * extract(epoch FROM r.ends - r.begins))::double precision,
-    sum(m.quantity * greatest(0, extract(epoch FROM
-        least(r.ends, d.begins + e.hours * interval '1 hour') - r.begins)))::double precision,
-    sum(m.quantity) FILTER (WHERE i.ended_at IS NULL OR i.ended_at > d.ends)::double precision
-FROM unnest(%(tenants)s::uuid[], %(rests)s::numeric[]) AS e (tenant_id, hours)
-JOIN runtime_interval i ON i.tenant_id = e.tenant_id
-JOIN (SELECT n AS day, %(until)s::timestamptz - (n + 1) * interval '24 hours' AS begins,
-        %(until)s::timestamptz - n * interval '24 hours' AS ends FROM generate_series(0, 27) n) d
-    ON i.started_at < d.ends AND (i.ended_at IS NULL OR i.ended_at > d.begins)
-CROSS JOIN LATERAL (SELECT greatest(i.started_at, d.begins) AS begins,
-    least(i.ended_at, d.ends) AS ends) AS r
-CROSS JOIN LATERAL interval_meters(1, i.container, i.cpu_milli, i.mem_bytes) m
-WHERE m.meter IN (SELECT p.meter FROM price p)
-    AND tstzrange(i.started_at, i.ended_at) && tstzrange(%(since)s, %(until)s)
-GROUP BY i.tenant_id, m.meter, d.day
+SELECT r.tenant_id, r.meter, array_agg(r.day), array_agg(r.whole), array_agg(r.head),
+    array_agg(r.level)
+FROM (
+    SELECT i.tenant_id, m.meter, d.day,
+        sum(m.quantity * extract(epoch FROM t.ends - t.begins))::double precision AS whole,
+        sum(m.quantity * greatest(0, extract(epoch FROM
+            least(t.ends, d.begins + e.hours * interval '1 hour') - t.begins)))::double precision
+            AS head,
+        sum(m.quantity) FILTER (WHERE i.ended_at IS NULL OR i.ended_at > d.ends)::double precision
+            AS level
+    FROM unnest(%(tenants)s::uuid[], %(rests)s::numeric[]) AS e (tenant_id, hours)
+    JOIN runtime_interval i ON i.tenant_id = e.tenant_id
+    JOIN (SELECT n AS day, %(until)s::timestamptz - (n + 1) * interval '24 hours' AS begins,
+            %(until)s::timestamptz - n * interval '24 hours' AS ends FROM generate_series(0, 27) n) d
+        ON i.started_at < d.ends AND (i.ended_at IS NULL OR i.ended_at > d.begins)
+    CROSS JOIN LATERAL (SELECT greatest(i.started_at, d.begins) AS begins,
+        least(i.ended_at, d.ends) AS ends) AS t
+    CROSS JOIN LATERAL interval_meters(1, i.container, i.cpu_milli, i.mem_bytes) m
+    WHERE i.tenant_id = ANY(%(tenants)s) AND m.meter IN (SELECT p.meter FROM price p)
+        AND tstzrange(i.started_at, i.ended_at) && tstzrange(%(since)s, %(until)s)
+    GROUP BY i.tenant_id, m.meter, d.day
+) r
+GROUP BY r.tenant_id, r.meter
+
+-- winnings --
+-- What trades won in the period so far, and by day as events.
+SELECT d.tenant_id, sum(d.in_period), array_agg(d.day), array_agg(d.whole), array_agg(d.head)
+FROM (
+    SELECT t.tenant_id, floor(a.hours / 24.0)::integer AS day,
+        sum(a.won)::double precision AS whole,
+        sum(a.won * least(greatest(e.hours - (23 - mod(a.hours, 24)), 0), 1))::double precision
+            AS head,
+        COALESCE(sum(a.won) FILTER (WHERE t.closed_at >= e.starts_at), 0) AS in_period
+    FROM unnest(%(tenants)s::uuid[], %(rests)s::numeric[], %(starts)s::timestamptz[])
+        AS e (tenant_id, hours, starts_at)
+    JOIN trade_commission t ON t.tenant_id = e.tenant_id AND t.closed_at < %(now)s
+        AND t.closed_at >= least(%(since)s, e.starts_at)
+    CROSS JOIN LATERAL (SELECT floor(extract(epoch FROM %(until)s - t.closed_at) / 3600)::integer
+        AS hours, t.pnl * t.fx_rate AS won) AS a
+    WHERE t.tenant_id = ANY(%(tenants)s) AND t.pnl > 0 AND t.fx_rate IS NOT NULL
+    GROUP BY t.tenant_id, floor(a.hours / 24.0)::integer
+) d
+GROUP BY d.tenant_id
 
 -- commissions --
 -- Of who won, in minor units, as an invoice rounds it.
 SELECT c.tenant_id, sum(c.amount_minor)::bigint
 FROM charge_commission(%(tenants)s, %(periods)s, %(now)s) c
 GROUP BY c.tenant_id
-
--- winnings --
--- What trades won, by day as events, and in the period so far.
-SELECT t.tenant_id, a.hours / 24 AS day, sum(a.won)::double precision,
-    sum(a.won * least(greatest(e.hours - (23 - mod(a.hours, 24)), 0), 1))::double precision,
-    COALESCE(sum(a.won) FILTER (WHERE t.closed_at >= e.starts_at), 0)
-FROM unnest(%(tenants)s::uuid[], %(rests)s::numeric[], %(starts)s::timestamptz[])
-    AS e (tenant_id, hours, starts_at)
-JOIN trade_commission t ON t.tenant_id = e.tenant_id AND t.closed_at < %(now)s
-    AND t.closed_at >= least(%(since)s, e.starts_at)
-CROSS JOIN LATERAL (SELECT floor(extract(epoch FROM %(until)s - t.closed_at) / 3600)::integer
-    AS hours, t.pnl * t.fx_rate AS won) AS a
-WHERE t.pnl > 0 AND t.fx_rate IS NOT NULL
-GROUP BY t.tenant_id, a.hours / 24
 
 -- rated --
 -- What quantities cost in their cuts, in minor units, by the rating of invoices.

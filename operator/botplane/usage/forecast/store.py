@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from psycopg.rows import dict_row
@@ -15,21 +15,17 @@ from botplane.errors import Rejected
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 from botplane.usage.forecast.policy import (
-    DAY,
-    HISTORY_DAYS,
-    SECOND,
     Accuracy,
     Amounts,
-    Day,
     Forecast,
     Ground,
     Segment,
     Use,
     commission,
     expected_quantities,
-    history_of,
     total,
 )
+from botplane.usage.forecast.rates import DAY, HISTORY_DAYS, SECOND, History, history_of
 from botplane.usage.store import standing_of, standings
 
 if TYPE_CHECKING:
@@ -40,6 +36,10 @@ if TYPE_CHECKING:
     from botplane.usage.standing import Standing
 
 SQL = load_queries(__package__)
+TENANTS_AT_ONCE: Final = 2500
+"""Whose history is in memory at one time."""
+MANY: Final = 100
+"""More tenants than this are read like all of them."""
 
 
 class _Terms(NamedTuple):
@@ -71,6 +71,8 @@ def forecasts(
     by_id = {stand.tenant_id: stand for stand in stands}
     with translated_errors(), conn.transaction():
         conn.execute(SQL["one_moment"])
+        if len(by_id) > MANY:
+            conn.execute(SQL["many"])
         segments, terms = _read_segments(conn, by_id)
         grounds = _read_grounds(conn, by_id, segments, now)
         usage = _rate(conn, grounds)
@@ -115,8 +117,10 @@ def forecast_pass(conn: Connection[Any], now: datetime) -> dict[UUID, Forecast]:
     Raises:
         Retryable: Postgres is away.
     """
-    stands, _ = standings(conn, now)
-    found = forecasts(conn, stands.values(), now)
+    stands = list(standings(conn, now)[0].values())
+    found: dict[UUID, Forecast] = {}
+    for start in range(0, len(stands), TENANTS_AT_ONCE):
+        found |= forecasts(conn, stands[start : start + TENANTS_AT_ONCE], now)
     kept = [forecast for forecast in found.values() if forecast.mark is not None]
     with translated_errors(), conn.transaction():
         if kept:
@@ -168,16 +172,15 @@ def _read_grounds(
     uses = defaultdict[UUID, dict[tuple[datetime, str], Use]](dict)
     for tenant_id, starts, meter, used, at_end in conn.execute(SQL["uses"], names):
         uses[tenant_id][_utc(starts), meter] = Use(used, at_end)
-    days = defaultdict[UUID, defaultdict[str, dict[int, Day]]](lambda: defaultdict(dict))
-    for tenant_id, meter, day, whole, head in conn.execute(SQL["event_days"], names):
-        days[tenant_id][meter][day] = Day(whole, head)
-    for tenant_id, meter, day, whole, head, level in conn.execute(SQL["run_days"], names):
-        days[tenant_id][meter][day] = Day(whole, head, level or 0.0)
+    histories = defaultdict[UUID, dict[str, History]](dict)
+    for name in ("event_days", "run_days"):
+        for tenant_id, meter, *columns in conn.execute(SQL[name], names, binary=True):
+            histories[tenant_id][meter] = history_of(*columns)
     return {
         tenant_id: replace(
             ground,
             uses=uses[tenant_id],
-            histories={meter: history_of(found) for meter, found in days[tenant_id].items()},
+            histories=histories[tenant_id],
         )
         for tenant_id, ground in bare.items()
     }
@@ -191,19 +194,17 @@ def _read_commissions(
 ) -> Mapping[UUID, Amounts]:
     found = defaultdict[UUID, Amounts](lambda: Amounts(0, 0, 0, 0))
     traders = {t: ground for t, ground in grounds.items() if terms[t].has_commission}
-    days = defaultdict[UUID, dict[int, Day]](dict)
-    won = defaultdict[UUID, Decimal](Decimal)
+    won, winnings = dict[UUID, Decimal](), dict[UUID, History]()
     if traders:
-        for tenant_id, day, whole, head, in_period in conn.execute(
+        for tenant_id, in_period, *columns in conn.execute(
             SQL["winnings"], _back_from(traders, stands)
         ):
-            days[tenant_id][day] = Day(whole, head)
-            won[tenant_id] += in_period
+            won[tenant_id], winnings[tenant_id] = in_period, history_of(*columns)
     winners = {tenant_id: grounds[tenant_id] for tenant_id, amount in won.items() if amount}
     if winners:
         for tenant_id, so_far in conn.execute(SQL["commissions"], _back_from(winners, stands)):
-            winnings, cap = history_of(days[tenant_id]), terms[tenant_id].commission_cap
-            found[tenant_id] = commission(so_far, won[tenant_id], winnings, grounds[tenant_id], cap)
+            ground, cap = grounds[tenant_id], terms[tenant_id].commission_cap
+            found[tenant_id] = commission(so_far, won[tenant_id], winnings[tenant_id], ground, cap)
     return found
 
 
@@ -259,10 +260,9 @@ def _major(minor: int, terms: _Terms) -> Decimal:
 
 
 def _back_from(grounds: Mapping[UUID, Ground], stands: Mapping[UUID, Standing]) -> dict[str, Any]:
-    """Return the last 28 days by hour, and the hours of each period beyond whole days."""
+    """Return the last 28 days until a full hour, and the hours of each period beyond whole days."""
     now = next(iter(grounds.values())).now
     until = now.replace(minute=0, second=0)
-    ages = range(HISTORY_DAYS * 24)
     return {
         "now": now,
         "tenants": list(grounds),
@@ -271,9 +271,6 @@ def _back_from(grounds: Mapping[UUID, Ground], stands: Mapping[UUID, Standing]) 
         "rests": [Decimal(ground.remaining % DAY // SECOND) / 3600 for ground in grounds.values()],
         "since": until - timedelta(days=HISTORY_DAYS),
         "until": until,
-        "hours": [until - timedelta(hours=age + 1) for age in ages],
-        "days": [age // 24 for age in ages],
-        "of_day": [23 - age % 24 for age in ages],
     }
 
 
