@@ -188,15 +188,7 @@ class Scale:
         return time.monotonic() - started
 
     async def _drift(self) -> list[Row]:
-        took = []
-        for name in self._names[:60]:
-            ref = Ref("NetworkPolicy", f"tenant-{name}", "default-deny")
-            there = await self._client.get(ref)
-            started = time.monotonic()
-            await self._client.delete(ref, there["metadata"]["uid"])
-            while not await replaced(self._client, ref, there["metadata"]["uid"]):
-                pass
-            took.append(time.monotonic() - started)
+        took = await self._repairs(self._names[:60], "NetworkPolicy", "default-deny")
         took.sort()
         p50, p99 = statistics.median(took), took[-1]
         return [
@@ -216,10 +208,16 @@ class Scale:
         what = "others' slowest repair of 40 beside a tenant at 50 changes/s"
         return Row(what=what, floor=max(quiet), measured=max(loud), bar=2.0)
 
-    async def _repairs(self, names: Iterable[str]) -> list[float]:
+    async def _repairs(
+        self,
+        tenants: Iterable[str],
+        kind: str = "ConfigMap",
+        name: str = "tenant-policy",
+    ) -> list[float]:
+        """Delete an object of each tenant in turn; return how long each takes to be back."""
         took = []
-        for name in names:
-            ref = Ref("ConfigMap", f"tenant-{name}", "tenant-policy")
+        for tenant in tenants:
+            ref = Ref(kind, f"tenant-{tenant}", name)
             there = await self._client.get(ref)
             started = time.monotonic()
             await self._client.delete(ref, there["metadata"]["uid"])
