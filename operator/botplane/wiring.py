@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from botplane.api import labels as lb
 from botplane.api.conditions import (
     SUMMARY_TYPES,
     ConditionStatus,
@@ -27,6 +28,7 @@ from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
 from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
+from botplane.kube.drift import digest
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Manifest, Ref, ref_of
 from botplane.postgres import Postgres
@@ -93,6 +95,8 @@ class Operator:
         )
         self._secrets = SecretPoll(self._client, self._children)
         self._child_kinds: tuple[str, ...] = CHILD_KINDS
+        self._views: dict[Key, str] = {}
+        """What bots know of their tenant, hashed: a tenant's own figures concern none of them."""
         self._leading = False
         self._stop = asyncio.Event()
 
@@ -206,7 +210,9 @@ class Operator:
 
         async def tenant(key: Key) -> Done:
             done = await tenants(key)
-            if done.changed:
+            view = digest(repr(self._neighbours.tenant_of(lb.tenant_namespace(key[2]))))
+            if view != self._views.get(key):
+                self._views[key] = view
                 self._wake_bots(key)
             return done
 
