@@ -151,6 +151,18 @@ def test_weekends_are_foreseen(conn: psycopg.Connection[Any]) -> None:
     assert found.amount == pytest.approx(Decimal(504), abs=8)
 
 
+def test_half_a_day_is_like_the_same_half_before(conn: psycopg.Connection[Any]) -> None:
+    account = acme_on(conn, {"prices": [CALLS]})
+    mornings = [day + hour * HOUR for day in days("2026-10-01", 46) for hour in range(12)]
+    record_usage(conn, account.tenant_id, [(one, "rpc_calls", Decimal(10)) for one in mornings])
+
+    found = foresee(conn, at("2026-11-15T12:00:00Z"))
+
+    # 1,800 calls until noon, as many in the fifteen mornings that come, none this afternoon; the
+    # run-rate of a third says 1,924.14.
+    assert found.amount == Decimal("36.41")
+
+
 def test_limit_shows_by_how_much_it_will_be_passed(conn: psycopg.Connection[Any]) -> None:
     account = acme_on(conn, {"fee": "99.00", "prices": [CALLS]}, spend_limit=Decimal(200))
     calls(conn, account.tenant_id, days("2026-11-01", 10), "25.5")

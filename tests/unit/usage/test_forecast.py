@@ -143,6 +143,17 @@ def test_rest_days_are_foreseen() -> None:
     assert seven.middle == Decimal(50)
 
 
+def test_more_use_since_five_days_is_believed_soon() -> None:
+    before = further_use(even(28, by_day=10), Decimal(100), 10 * DAY, 7 * DAY)
+    days = (20.0,) * 5 + (10.0,) * 23
+
+    after = further_use(History(days=days, heads=days), Decimal(150), 10 * DAY, 7 * DAY)
+
+    # The run-rate would say 105, and the weeks before alone less than 100.
+    assert before.middle == 70
+    assert 105 < after.middle < 140
+
+
 def test_part_of_a_day_is_like_the_same_hours_before() -> None:
     # A third of each day's use came in its first twelve hours; the run-rate says half.
     seen = even(28, by_day=30, head=10)
