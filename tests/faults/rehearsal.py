@@ -26,7 +26,7 @@ VOLUMES = 40
 """Twelve tenants claim two each while those of the twelve before are still being deleted."""
 WHOLE = os.environ.get("BOTPLANE_FAULTS") == "all"
 """Every point and every case; otherwise one of each family."""
-SAMPLED = ("create", "suspend", "plan-change", "delete", "re-create", "drift")
+SAMPLED = ("create", "suspend", "quota-up-and-down", "delete", "re-create", "drift")
 """The scenarios of a sample: those that write most, and none that waits for a look every 10 s."""
 MakeRule = Callable[[str, Sequence[Call]], Rule | None]
 """Takes a tenant's own text and its writes so far."""
@@ -274,10 +274,10 @@ def points_of(known: dict[str, Reference]) -> list[Point]:
     ]
 
 
-def sample(points: Sequence[Point], size: int) -> list[Point]:
-    """Return always the same points, of all scenarios alike."""
+def sample(points: Sequence[Point], size: int, word: str = "") -> list[Point]:
+    """Return always the same points for a word, of all scenarios alike."""
     ranked: dict[str, list[Point]] = {}
-    for point in sorted(points, key=lambda p: hashlib.sha256(str(p).encode()).digest()):
+    for point in sorted(points, key=lambda p: hashlib.sha256(f"{word}{p}".encode()).digest()):
         ranked.setdefault(point.scenario, []).append(point)
     rounds = max(map(len, ranked.values()))
     turns = [line[i] for i in range(rounds) for line in ranked.values() if i < len(line)]

@@ -42,6 +42,7 @@ CAUGHT_BY = {
     "seconds",
     "released-before-the-commit": f"{FAULTS}metering.py::test_no_pod_goes_while_postgres_is_down",
 }
+LONGEST = 160
 SETTINGS = {"finalizer-removed-before-the-namespace": {"BOTPLANE_SCENARIO": "delete"}}
 # A package that is the real one, with the bug put in as soon as it is imported.
 SHIM = """
@@ -58,17 +59,18 @@ def main(names: list[str]) -> int:
     missed = []
     for name in names or sorted(BUGS):
         began = time.monotonic()
-        caught = is_caught(name)
+        why = failure(name)
         took = time.monotonic() - began
-        verdict = "caught by" if caught else "NOT caught by"
+        verdict = "caught by" if why else "NOT caught by"
         print(f"{name:42} {verdict} {CAUGHT_BY[name]} ({took:.0f} s)", flush=True)
-        missed += [] if caught else [name]
+        print(f"    {why}\n" * bool(why), end="", flush=True)
+        missed += [] if why else [name]
     print(f"{len(names or BUGS) - len(missed)} of {len(names or BUGS)} seeded bugs were caught")
     return 1 if missed else 0
 
 
-def is_caught(name: str) -> bool:
-    """Return whether the test that is responsible for a bug fails with it."""
+def failure(name: str) -> str:
+    """Return how the test that is responsible for a bug fails with it; empty when it passes."""
     with tempfile.TemporaryDirectory(prefix="botplane-seeded-") as folder:
         shim = Path(folder) / "botplane" / "__init__.py"
         shim.parent.mkdir()
@@ -84,10 +86,13 @@ def is_caught(name: str) -> bool:
             check=False,
             cwd=ROOT,
             env=os.environ | settings | SETTINGS.get(name, {}),
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
         )
     # 1: tests ran and one failed. Anything else is a broken run and proves nothing.
-    return done.returncode == 1
+    _, _, failures = done.stdout.partition("= FAILURES =")
+    said = [line for line in failures.splitlines() if line.startswith("E  ")]
+    return (said[0][1:].strip()[:LONGEST] or "failed") if done.returncode == 1 and said else ""
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ WATCHED = (
     "networkpolicies",
     "deployments",
 )
-AT_ONCE = 8
+AT_ONCE = 12
+WRITES_PER_FAULT = 24
 REFUSED = ("resourcequotas", "deployments")
 SIDE_BY_SIDE = "side by side"
 """The case that a sample makes of all: each fault meets another tenant at the same time."""
@@ -107,12 +108,13 @@ def stage(
 
 
 def cases(faults: dict[str, Action]) -> dict[str, dict[str, Action]]:
-    """Return what is played at once: one fault after the other, or in a sample all together."""
-    return (
-        {name: {name: action} for name, action in faults.items()}
-        if WHOLE
-        else {SIDE_BY_SIDE: faults}
-    )
+    """Return what is played at once: one fault after the other, or in a sample all together.
+
+    What restarts the operator is left out of a sample: a restart would heal the other faults.
+    """
+    if WHOLE:
+        return {name: {name: action} for name, action in faults.items()}
+    return {SIDE_BY_SIDE: {n: action for n, action in faults.items() if action not in FATAL}}
 
 
 @pytest.mark.parametrize("faults", cases(ON_WRITES).values(), ids=cases(ON_WRITES))
@@ -121,7 +123,7 @@ def test_a_write_that_fails_is_made_good(
 ) -> None:
     before = [point for point in points_of(stage.references()) if not point.after]
     actions = list(faults.values())
-    chosen = before if WHOLE else sample(before, len(faults))
+    chosen = sample(before, WRITES_PER_FAULT if WHOLE else len(faults), "".join(faults))
     restarts = operator.restarts
 
     for start in range(0, len(chosen), AT_ONCE):
