@@ -123,7 +123,8 @@ GROUP BY c.tenant_id
 WITH segment AS MATERIALIZED (
     SELECT s.tenant_id, s.starts_at, s.ends_at, s.plan, s.version,
         extract(epoch FROM s.period_ends_at - s.period_starts_at) AS period_seconds,
-        extract(epoch FROM s.ends_at - s.starts_at) AS seconds
+        extract(epoch FROM s.ends_at - s.starts_at) AS seconds,
+        count(*) OVER (PARTITION BY s.tenant_id) = 1 AS is_whole
     FROM usage_segment s JOIN tenant t ON t.tenant_id = s.tenant_id
     WHERE t.closed_at IS NULL AND s.period_starts_at <= %(now)s AND s.period_ends_at > %(now)s
         AND (%(tenants)s::uuid[] IS NULL OR s.tenant_id = ANY(%(tenants)s::uuid[]))
@@ -170,7 +171,7 @@ priced AS MATERIALIZED (
         WHERE t.plan = p.plan AND t.version = p.version AND t.meter = p.meter) AS z
 ),
 line AS MATERIALIZED (
-    SELECT u.tenant_id, u.starts_at, u.meter, u.quantity, i.included,
+    SELECT u.tenant_id, u.starts_at, u.meter, u.quantity, i.included, s.is_whole,
         COALESCE(0.000000000000000001 * CASE
             WHEN 2 * r.r > d.d OR (2 * r.r = d.d AND mod(r.q, 2) <> 0) THEN r.q + 1
             ELSE r.q END, 0) AS exact
@@ -215,9 +216,12 @@ share AS MATERIALIZED (
     SELECT l.tenant_id, l.starts_at, l.meter, l.exact / l.quantity AS factor
     FROM line l WHERE l.exact > 0
 )
-SELECT l.tenant_id, NULL::uuid AS bot_id, l.meter, sum(l.quantity) AS quantity,
-    sum(l.included) AS included, sum(l.exact)::numeric(38, 18) AS cost
-FROM line l GROUP BY l.tenant_id, l.meter
+SELECT l.tenant_id, NULL::uuid AS bot_id, l.meter, l.quantity, l.included,
+    l.exact::numeric(38, 18) AS cost
+FROM line l WHERE l.is_whole
+UNION ALL
+SELECT l.tenant_id, NULL, l.meter, sum(l.quantity), sum(l.included), sum(l.exact)::numeric(38, 18)
+FROM line l WHERE NOT l.is_whole GROUP BY l.tenant_id, l.meter
 UNION ALL
 SELECT u.tenant_id, u.bot_id, NULL,
     COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'bot_seconds'), 0), NULL,
