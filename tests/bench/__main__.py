@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import admission, ingestion, latency, scale
+from tests.bench import admission, ingestion, latency, month, scale
 from tests.bench.client import open_client
 from tests.bench.rows import HEAD, Row
 from tests.support.controlplane import cluster, postgres, watchdog
@@ -38,6 +38,7 @@ def main() -> int:
                 print(installed.log("operator")[-3000:], file=sys.stderr)
                 raise
             rows += ingestion.measure(server)
+            rows += month.measure(server)
         finally:
             guard.communicate()
     print(f"\n{HEAD}", *rows, sep="\n")
