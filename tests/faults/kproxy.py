@@ -122,7 +122,7 @@ class Proxy:
         if call is None:
             return await self._forward(request)
         call, rule = self._judged(call)
-        if call.verb == "watch":
+        if call.verb == "watch" and rule is None:
             return await self._watch(request, call)
         return await self._one(request, call, rule)
 

@@ -36,14 +36,18 @@ CAUGHT_BY = {
     "disturbs_nobody",
     "lost-events-stay-lost": f"{FAULTS}api_faults.py::test_a_watch_that_fails_is_made_good"
     "[side by side]",
-    "status-written-each-time": f"{CLUSTER}steady_state.py::test_an_idle_operator_writes_only_"
-    "usage",
+    "status-written-each-time": f"{FAULTS}conditions.py::test_a_pass_without_a_transition_keeps_"
+    "the_times_of_conditions",
     "lease-not-released": f"{CLUSTER}outages.py::test_the_second_replica_takes_over_within_three_"
     "seconds",
     "released-before-the-commit": f"{FAULTS}metering.py::test_no_pod_goes_while_postgres_is_down",
 }
 LONGEST = 160
-SETTINGS = {"finalizer-removed-before-the-namespace": {"BOTPLANE_SCENARIO": "delete"}}
+SETTINGS = {
+    "finalizer-removed-before-the-namespace": {"BOTPLANE_SCENARIO": "delete"},
+    # Its test takes longer than a sample may.
+    "watches-give-up": {"BOTPLANE_FAULTS": "all"},
+}
 # A package that is the real one, with the bug put in as soon as it is imported.
 SHIM = """
 import sys
