@@ -58,7 +58,9 @@ unit: setup
 
 .PHONY: test test-shared test-alone
 test: check ## Everything on a real API server and a real PostgreSQL
-	@$(MAKE) --no-print-directory -j2 test-shared test-alone
+	@rights=$$(mktemp -d) && trap 'rm -rf '$$rights EXIT && \
+		BOTPLANE_RIGHTS_TO=$$rights $(MAKE) --no-print-directory -j2 test-shared test-alone && \
+		BOTPLANE_RIGHTS_FROM=$$rights $(BIN)/python -m pytest -v tests/cluster/test_least_privilege.py
 
 test-shared: setup
 	@$(BIN)/python -m pytest -v --durations=10 -n 2 --dist loadfile tests/cluster tests/isolation \
@@ -67,7 +69,7 @@ test-shared: setup
 # Metering under fire wants all pods for itself; the harness kills its own control plane.
 test-alone: setup
 	@$(BIN)/python -m pytest -v --durations=10 tests/faults/test_metering.py \
-		tests/faults/test_crashes.py tests/harness
+		tests/faults/test_crashes.py tests/faults tests/harness
 
 .PHONY: test-faults
 test-faults: setup ## Every crash point, and faults of watches, writes and neighbours
