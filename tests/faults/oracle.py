@@ -97,7 +97,8 @@ def _key(value: str, name: str, meta: dict[str, Any]) -> str:
         extracted = hmac.new(b"botplane/v1", MASTER_KEY.encode(), hashlib.sha256).digest()
         for purpose in (name, name.removesuffix("-key")):
             info = f"{purpose}/{owner['uid']}/0\x01".encode()
-            if raw.decode() == hmac.new(extracted, info, hashlib.sha256).hexdigest():
+            secret = hmac.new(extracted, info, hashlib.sha256).hexdigest()
+            if raw.decode() in {secret, f"{owner['uid']}.{secret}"}:
                 return f"issued for {purpose}"
     return hashlib.sha256(raw).hexdigest()
 

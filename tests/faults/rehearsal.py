@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 
 from tests.faults import oracle
 from tests.faults.calls import Call, Freeze, Rule
-from tests.faults.end_state import end_state
 from tests.faults.proxied import ProxiedOperator
 from tests.faults.scenarios import SCENARIOS, Place, Scenario
 from tests.support import volumes
@@ -121,7 +120,7 @@ class Stage:
             writes = self._operator.proxy.writes(place.name)
             found[scenario.name] = Reference(
                 tuple(_plain(call, place.name, writes[:before]) for call in writes[before:]),
-                end_state(self._world, place.name),
+                oracle.end_state(self._world, place.name),
                 oracle.changes(self._world, place.name, since),
             )
         self._tidied(places)
@@ -225,12 +224,12 @@ class Stage:
             # The whole state costs twenty requests: it is read once all seems to be done.
             quiet = self._operator.proxy.quiet_seconds(place.name) > QUIET_SECONDS
             done = quiet and place.settled()
-            return done and end_state(self._world, place.name) == reference.state
+            return done and oracle.end_state(self._world, place.name) == reference.state
 
         try:
             until(over, within=CONVERGED_WITHIN, what="the end state", every=0.3)
         except NotInTimeError:
-            return oracle.difference(reference.state, end_state(self._world, place.name))
+            return oracle.difference(reference.state, oracle.end_state(self._world, place.name))
         found = oracle.changes(self._world, place.name, since)
         more, less = found - reference.changes, reference.changes - found
         return [f"too often: {dict(more)}"] * bool(more) + [f"too seldom: {dict(less)}"] * bool(
