@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -81,6 +82,8 @@ class Children:
 
     def __init__(self) -> None:
         self._by_ref: dict[Ref, Child] = {}
+        self._places: defaultdict[str, defaultdict[str, set[Ref]]] = defaultdict(_places)
+        """By kind and namespace: a list of one namespace must not look at all the others."""
         self._by_owner: dict[Key, set[Ref]] = {}
 
     def get(self, ref: Ref) -> Child | None:
@@ -91,9 +94,16 @@ class Children:
         """Return the identities of all children of a custom resource."""
         return frozenset(self._by_owner.get(key, ()))
 
-    def refs(self, kind: str) -> list[Ref]:
-        """Return the identities of all children of a kind."""
-        return [ref for ref in self._by_ref if ref.kind == kind]
+    def refs(self, kind: str, namespace: str | None = None) -> list[Ref]:
+        """Return the identities of all children of a kind, in one namespace or in all."""
+        places = self._places[kind]
+        if namespace is not None:
+            return list(places.get(namespace, ()))
+        return [ref for refs in places.values() for ref in refs]
+
+    def versions(self, kind: str, namespace: str | None = None) -> dict[Ref, int]:
+        """Return what is known of a kind, to be taken before it is listed."""
+        return {ref: self._by_ref[ref].version for ref in self.refs(kind, namespace)}
 
     def observe(self, observed: Manifest) -> list[Key]:
         """Take note of an object; return the owners, now and before, that should look at it."""
@@ -118,6 +128,10 @@ class Children:
         if child is None or (uid and child.uid != uid):
             return None
         del self._by_ref[ref]
+        places = self._places[ref.kind]
+        places[ref.namespace].discard(ref)
+        if not places[ref.namespace]:
+            del places[ref.namespace]
         if child.owner is not None:
             refs = self._by_owner[child.owner]
             refs.discard(ref)
@@ -164,23 +178,22 @@ class Children:
         same = {"op": "test", "path": "/metadata/resourceVersion", "value": str(child.version)}
         return [same, *removals({**seen, "metadata": {"uid": child.uid}}, fields)]
 
-    def difference(
-        self, kind: str, listed: Iterable[Manifest], namespace: str | None = None
-    ) -> list[Key]:
+    def difference(self, listed: Iterable[Manifest], before: Mapping[Ref, int]) -> list[Key]:
         """Compare with a full list and return the owners of what was not known yet.
 
         Args:
-            kind: Kind of the listed objects.
-            listed: All managed objects of that kind, in one namespace or in all.
-            namespace: The namespace that was listed; None for all.
+            listed: All managed objects of a kind, in one namespace or in all.
+            before: The `versions` of the same when the list was asked for: what a watch or an own
+                write has told since then is younger than the list, and stays.
         """
         found: list[Key] = []
         present = set()
         for observed in listed:
             present.add(ref_of(observed))
             found += self.observe(observed)
-        for ref in self.refs(kind):
-            if ref not in present and namespace in (None, ref.namespace):
+        for ref, version in before.items():
+            child = self._by_ref.get(ref)
+            if ref not in present and child is not None and child.version == version:
                 owner = self.forget(ref)
                 if owner is not None:
                     found.append(owner)
@@ -191,8 +204,13 @@ class Children:
         if last is not None and last.owner is not None and last.owner != child.owner:
             self.forget(ref)
         self._by_ref[ref] = child
+        self._places[ref.kind][ref.namespace].add(ref)
         if child.owner is not None:
             self._by_owner.setdefault(child.owner, set()).add(ref)
+
+
+def _places() -> defaultdict[str, set[Ref]]:
+    return defaultdict(set)
 
 
 def _child(observed: Manifest) -> Child:

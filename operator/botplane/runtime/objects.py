@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from botplane.api.labels import GROUP
@@ -30,6 +30,8 @@ class Objects:
 
     def __init__(self) -> None:
         self._seen: dict[Key, Seen] = {}
+        self._places: defaultdict[str, dict[str, dict[Key, None]]] = defaultdict(dict)
+        """Keys by kind and namespace, in the order in which they came."""
 
     def get(self, key: Key) -> Manifest | None:
         """Return an object as last seen."""
@@ -42,7 +44,14 @@ class Objects:
 
     def keys(self, kind: str, namespace: str | None = None) -> list[Key]:
         """Return the keys of a kind, in one namespace or in all."""
-        return [k for k in self._seen if k[0] == kind and namespace in (None, k[1])]
+        places = self._places[kind]
+        if namespace is not None:
+            return list(places.get(namespace, ()))
+        return [key for keys in places.values() for key in keys]
+
+    def versions(self, kind: str) -> dict[Key, int]:
+        """Return what is known of a kind, to be taken before it is listed."""
+        return {key: self._seen[key].version for key in self.keys(kind)}
 
     def observe(self, body: Manifest) -> Key | None:
         """Take note of an object; return its key if a pass should look at it."""
@@ -52,6 +61,7 @@ class Objects:
         if last is not None and seen.version <= last.version:
             return None
         self._seen[key] = seen
+        self._places[key[0]].setdefault(key[1], {})[key] = None
         unchanged = last is not None and (last.uid, last.intent) == (seen.uid, seen.intent)
         return None if unchanged else key
 
@@ -61,19 +71,33 @@ class Objects:
         if last is None or (uid and last.uid != uid):
             return None
         del self._seen[key]
+        places = self._places[key[0]]
+        del places[key[1]][key]
+        if not places[key[1]]:
+            del places[key[1]]
         return key
 
-    def difference(self, kind: str, listed: Iterable[Manifest]) -> list[Key]:
-        """Compare with a full list of a kind and return the keys that a watch had not told."""
+    def difference(self, listed: Iterable[Manifest], before: Mapping[Key, int]) -> list[Key]:
+        """Compare with a full list of a kind and return the keys that a watch had not told.
+
+        Args:
+            listed: All objects of a kind.
+            before: The `versions` when the list was asked for: what a watch has told since then
+                is younger than the list, and stays.
+        """
         bodies = list(listed)
         present = {key_of(body) for body in bodies}
         found = [key for body in bodies if (key := self.observe(body)) is not None]
-        gone = [key for key in self.keys(kind) if key not in present]
-        return found + [key for key in gone if self.forget(key) is not None]
+        for key, version in before.items():
+            seen = self._seen.get(key)
+            if key not in present and seen is not None and seen.version == version:
+                self.forget(key)
+                found.append(key)
+        return found
 
     def counts(self, kind: str) -> Counter[str]:
         """Return how many objects of a kind have Ready True, False and Unknown."""
-        return Counter(seen.ready for key, seen in self._seen.items() if key[0] == kind)
+        return Counter(self._seen[key].ready for key in self.keys(kind))
 
 
 def key_of(body: Manifest) -> Key:

@@ -39,11 +39,15 @@ class Resync:
         """
         found: list[Key] = []
         for kind in child_kinds:
+            children = self._children.versions(kind)
             listed = await self._client.list(kind, selector=SELECTOR)
-            found += self._counted(kind, self._children.difference(kind, _kinded(kind, listed)))
+            news = self._children.difference(_kinded(kind, listed), children)
+            found += self._counted(kind, news)
         for kind in kinds:
+            objects = self._objects.versions(kind)
             listed = await self._client.list(kind)
-            found += self._counted(kind, self._objects.difference(kind, _kinded(kind, listed)))
+            news = self._objects.difference(_kinded(kind, listed), objects)
+            found += self._counted(kind, news)
         self.last = asyncio.get_running_loop().time()
         return list(dict.fromkeys(key for one in found for key in (one, *self._beside(one))))
 

@@ -52,6 +52,7 @@ class SecretPoll:
         return [key for keys in found for key in keys]
 
     async def _look(self, namespace: str) -> list[Key]:
+        before = self._children.versions("Secret", namespace)
         try:
             listed = await self._client.list(
                 "Secret", namespace=namespace, selector=SELECTOR, metadata_only=True
@@ -61,4 +62,4 @@ class SecretPoll:
             log.debug("Secrets were not listed", namespace=namespace, reason=error.reason)
             return []
         secrets = [{**item, "kind": "Secret"} for item in listed]
-        return self._children.difference("Secret", secrets, namespace)
+        return self._children.difference(secrets, before)

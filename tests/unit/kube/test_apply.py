@@ -84,7 +84,7 @@ async def test_after_a_restart_the_list_is_enough_to_know_that_nothing_is_due(
     await Applier(client, Children()).apply([child()], BOUNDARY)
     children = Children()
     listed = [{"kind": "ConfigMap"} | item for item in await client.list("ConfigMap")]
-    children.difference("ConfigMap", listed)
+    children.difference(listed, {})
     requests = api.requests
 
     again = await Applier(client, children).apply([child()], BOUNDARY)

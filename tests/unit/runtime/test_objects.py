@@ -93,8 +93,8 @@ def test_a_list_finds_what_the_watch_lost() -> None:
     objects.observe(tenant(1))
     zeta = meta(tenant(2), name="zeta")
 
-    assert objects.difference("Tenant", [zeta]) == [Key("Tenant", "", "zeta"), ACME]
-    assert objects.difference("Tenant", [zeta]) == []
+    assert difference(objects, "Tenant", [zeta]) == [Key("Tenant", "", "zeta"), ACME]
+    assert difference(objects, "Tenant", [zeta]) == []
     assert objects.keys("Tenant") == [Key("Tenant", "", "zeta")]
 
 
@@ -102,8 +102,28 @@ def test_a_list_of_one_kind_says_nothing_of_another() -> None:
     objects = Objects()
     objects.observe(tenant(1))
 
-    assert objects.difference("Plan", []) == []
+    assert difference(objects, "Plan", []) == []
     assert objects.get(ACME) is not None
+
+
+def test_what_came_while_a_list_was_under_way_is_not_taken_for_gone() -> None:
+    objects = Objects()
+    objects.observe(tenant(1))
+    before = objects.versions("Tenant")
+    zeta = meta(tenant(3), name="zeta")
+
+    objects.observe(zeta)
+    objects.observe(tenant(2))
+
+    # The list is older than both: it has neither the new one nor the one that was made again.
+    assert objects.difference([], before) == []
+    assert objects.get(ACME) is not None
+    assert objects.get(Key("Tenant", "", "zeta")) is not None
+
+
+def difference(objects: Objects, kind: str, listed: list[dict[str, Any]]) -> list[Key]:
+    """Compare with a list during which nothing has happened."""
+    return objects.difference(listed, objects.versions(kind))
 
 
 def test_readiness_is_counted() -> None:
