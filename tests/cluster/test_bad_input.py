@@ -61,11 +61,6 @@ MALFORMED = {
     ),
     "a bot with neither version nor image": (changed(BOT, "spec.version", ...), "`version`"),
     "a bot with both version and image": (changed(BOT, "spec.image", "a.example/b:1"), "`version`"),
-    "a bot named as the policy of its tenant": (
-        changed(BOT, "metadata.name", "tenant-policy"),
-        "metadata.name",
-    ),
-    "a bot named as an allow rule": (changed(BOT, "metadata.name", "allow-dns"), "metadata.name"),
     "an upper-case bot type": (changed(BOT, "spec.botType", "Arbitrage"), "spec.botType"),
     "a privileged port": (
         changed(BOT, "spec.ports", [{"name": "http", "containerPort": 80}]),

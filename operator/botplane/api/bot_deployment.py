@@ -275,16 +275,9 @@ BOT_SPEC_RULES = (
         "must not change `storageClassName`: a volume keeps its class",
     ),
 )
-TENANT_OBJECT_NAMES = ("default", "plan", "tenant-policy", "default-deny")
 BOT_NAME_RULES = (
     cel(
         "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')",
         "`metadata.name` must be 1 to 40 lower-case letters, digits or `-`, starting with a letter",
-    ),
-    cel(
-        f"!(self.metadata.name in {list(TENANT_OBJECT_NAMES)}) && "
-        "!self.metadata.name.startsWith('allow-')",
-        "`metadata.name` must not be that of an object of the tenant: "
-        f"{', '.join(TENANT_OBJECT_NAMES)}, allow-*",
     ),
 )

@@ -123,7 +123,8 @@ def _schema(scene: Scene) -> list[Attack]:
 def _plan(scene: Scene) -> list[Attack]:
     scale = {"targetCPUPercent": 50}
     beyond = vap("botplane-bots")
-    reserved = tuple(a_bot(scene, name) for name in ("tenant-policy", "default", "plan"))
+    names = ("tenant-policy", "default", "plan", "default-deny", "allow-dns")
+    reserved = tuple(a_bot(scene, name) for name in names)
     calls = (
         a_bot(scene, replicas=1000),
         a_bot(scene, autoscaling={"maxReplicas": 1000, **scale}),
