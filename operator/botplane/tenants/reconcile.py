@@ -218,7 +218,7 @@ class TenantReconciler:
             fields["plan"] |= {"revision": revision} if revision is not None else {}
             fields["bots"] = self._bots(name, policy.entitlements(spec, plan).max_bots)
         fields["usage"] = progress.account.usage
-        fields["suspendedFor"] = [s.reason for s in progress.suspended] or None
+        fields["suspendedFor"] = [s.reason for s in progress.suspended]
         return await self._cluster.status.write(body, tenant_verdicts(progress), fields)
 
     def _bots(self, name: str, limit: int) -> dict[str, int]:
