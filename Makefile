@@ -63,8 +63,9 @@ test: check ## Everything on a real API server and a real PostgreSQL
 		BOTPLANE_RIGHTS_FROM=$$rights $(BIN)/python -m pytest -v tests/cluster/test_least_privilege.py
 
 test-shared: setup
-	@$(BIN)/python -m pytest -v --durations=10 -n 2 --dist loadfile tests/cluster tests/isolation \
-		tests/postgres tests/events
+	@# What waits comes first, what is short comes last: both workers end at the same time.
+	@$(BIN)/python -m pytest -v --durations=10 -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/cluster tests/events tests/isolation tests/postgres
 
 # Metering under fire wants all pods for itself; the harness kills its own control plane.
 test-alone: setup
