@@ -33,7 +33,7 @@ def session_state() -> Iterator[Path]:
 
     It lies in memory where there is room: a database for each test is four times faster there.
     """
-    memory = Path("/dev/shm")  # noqa: S108 - a fresh folder of its own below it
+    memory = Path("/dev/shm")
     is_roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOMY_BYTES
     state = Path(tempfile.mkdtemp(prefix="botplane-test-", dir=memory if is_roomy else None))
     # The database server of root runs as another user, who must get through.
