@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -160,7 +160,7 @@ class Operator:
                 self._queue.add(key)
         async with asyncio.TaskGroup() as group:
             background = [
-                group.create_task(self._resync.run(KINDS, self._child_kinds, self._add)),
+                group.create_task(self._resync.run(KINDS, self._child_kinds, self._wake)),
                 group.create_task(self._secrets.run(self._tenant_namespaces, self._add)),
                 group.create_task(self._follow_usage()),
                 group.create_task(self._issue_keys()),
@@ -238,9 +238,7 @@ class Operator:
             gone = event == "DELETED"
             found = self._objects.forget(key, uid) if gone else self._objects.observe(body)
             if found is not None:
-                self._add(key)
-                for other in self._neighbours.touched_by(key):
-                    self._add(other)
+                self._wake(key)
             return
         if event == "DELETED":
             owner = self._children.forget(ref_of(body), body["metadata"]["uid"])
@@ -254,6 +252,12 @@ class Operator:
             if tenant is not None:
                 self._add(tenant)
 
+    def _wake(self, key: Key) -> None:
+        """Ask for a pass of an object that has changed, and of those that it concerns."""
+        self._add(key)
+        for other in self._neighbours.touched_by(key):
+            self._add(other)
+
     def _add(self, key: Key) -> None:
         if self._leading:
             self._queue.add(key)
@@ -265,16 +269,17 @@ class Operator:
             news = await self._postgres.follow()
             for key in self._neighbours.by_uid(news.moved):
                 self._add(key)
-            for notice in news.notices:
-                await self._tell(notice)
+            await self._tell(news.notices)
             # At many tenants the question itself takes seconds: ask less often.
             took = time.monotonic() - started
             await asyncio.sleep(max(USAGE_SECONDS, 10 * took))
 
-    async def _tell(self, notice: Notice) -> None:
-        """Post the Event of a warning; the condition WithinLimits says it too."""
-        for key in self._neighbours.by_uid([str(notice.tenant_id)]):
-            body = self._objects.get(key)
+    async def _tell(self, notices: Sequence[Notice]) -> None:
+        """Post the Events of warnings; the condition WithinLimits says them too."""
+        keys = self._neighbours.by_uid(str(notice.tenant_id) for notice in notices)
+        tenants = {self._objects.uid(key): self._objects.get(key) for key in keys}
+        for notice in notices:
+            body = tenants.get(str(notice.tenant_id))
             if body is not None:
                 await self._status.warn(body, notice_finding(notice))
 

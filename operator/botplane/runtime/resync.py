@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from botplane.api.labels import TENANT_NAMESPACE_PREFIX, tenant_namespace
 from botplane.errors import Rejected, Retryable
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
@@ -49,17 +48,7 @@ class Resync:
             news = self._objects.difference(_kinded(kind, listed), objects)
             found += self._counted(kind, news)
         self.last = asyncio.get_running_loop().time()
-        return list(dict.fromkeys(key for one in found for key in (one, *self._beside(one))))
-
-    def _beside(self, key: Key) -> list[Key]:
-        """Return what the lost event would have woken too: who shows or obeys this object."""
-        kind, namespace, name = key
-        if kind == "Plan":
-            return self._objects.keys("Tenant")
-        if kind == "Tenant":
-            return self._objects.keys("BotDeployment", tenant_namespace(name))
-        tenant = Key("Tenant", "", namespace.removeprefix(TENANT_NAMESPACE_PREFIX))
-        return [tenant, *self._objects.keys("BotDeployment", namespace)]
+        return found
 
     async def run(
         self, kinds: Iterable[str], child_kinds: Iterable[str], add: Callable[[Key], None]
