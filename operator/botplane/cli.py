@@ -137,13 +137,13 @@ def usage(
 ) -> None:
     """Show what each bot used, to the second, and an estimate of what the period will cost."""
     from botplane.usage import documents, store
-    from botplane.usage.forecast.store import forecast_by_name
+    from botplane.usage.forecast.store import forecast_by_name, forecast_of
 
     while watch:
         stand, forecast, now = ask(
             lambda conn, now: (
-                store.standing_of(conn, tenant, now),
-                forecast_by_name(conn, tenant, now),
+                stand := store.standing_of(conn, tenant, now),
+                forecast_of(conn, stand, now),
                 now,
             )
         )

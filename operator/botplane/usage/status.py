@@ -61,7 +61,7 @@ def limit_verdict(standing: Standing, state: LimitState) -> Verdict:
         return Verdict.fails(WITHIN_LIMITS, _stopped(standing, state))
     used_up = [limit for limit in near if _mark(limit) == WHOLE]
     if used_up:
-        reason = "SpendLimitReached" if used_up[0].scope == SPEND else "OverIncluded"
+        reason = _used_up(used_up[0].scope)
         text = "; ".join(f"all of {_name(limit)} is used" for limit in used_up)
         return Verdict.fails(WITHIN_LIMITS, Finding(reason, f"{text}{_consequence(reason)}"))
     if near:
@@ -73,18 +73,9 @@ def limit_verdict(standing: Standing, state: LimitState) -> Verdict:
 
 def notice_finding(notice: Notice) -> Finding:
     """Return what to tell when a warning is given for the first time in a period."""
-    limit = NearLimit(
-        tenant_id=notice.tenant_id,
-        period=notice.period,
-        scope=notice.scope,
-        used=notice.used,
-        limit=notice.limit,
-    )
-    reason = "LimitNear"
-    if notice.percent == WHOLE:
-        reason = "SpendLimitReached" if notice.scope == SPEND else "OverIncluded"
+    reason = _used_up(notice.scope) if notice.percent == WHOLE else "LimitNear"
     text = (
-        f"{notice.percent} % of {_name(limit)} in period {notice.period} is used: "
+        f"{notice.percent} % of {_name(notice)} in period {notice.period} is used: "
         f"{_shown(notice.used)} of {_shown(notice.limit)}"
     )
     return Finding(reason, f"{text}{_consequence(reason)}")
@@ -97,9 +88,13 @@ def _stopped(standing: Standing, state: LimitState) -> Finding:
     limit = _shown(standing.spend_limit or Decimal(0))
     return Finding(
         "SpendLimitReached",
-        f"the spend limit of {limit} {standing.currency} is reached: RPC is refused and {what}; "
-        "raise spec.billing.spendLimit or grant a credit",
+        f"the spend limit of {limit} {standing.currency} is reached: RPC is refused and {what}"
+        f"{_consequence('SpendLimitReached')}",
     )
+
+
+def _used_up(scope: str) -> str:
+    return "SpendLimitReached" if scope == SPEND else "OverIncluded"
 
 
 def _consequence(reason: str) -> str:
@@ -113,7 +108,7 @@ def _mark(limit: NearLimit) -> int:
     return max(p for p in WARN_AT_PERCENT if limit.used * WHOLE >= limit.limit * p)
 
 
-def _name(limit: NearLimit) -> str:
+def _name(limit: NearLimit | Notice) -> str:
     if limit.scope == SPEND:
         return f"the spend limit of {_shown(limit.limit)}"
     return f"the {limit.scope.partition('/')[2]} that the plan includes"

@@ -112,7 +112,7 @@ def forecast_by_name(conn: Connection[Any], tenant_name: str, now: datetime) -> 
 def forecast_pass(conn: Connection[Any], now: datetime) -> dict[UUID, Forecast]:
     """Return the forecasts of all open tenants; keep those at a mark, and fill in what came true.
 
-    Once an hour is often enough. Running it again, or twice at once, changes nothing.
+    Running it again, or twice at once, changes nothing.
 
     Raises:
         Retryable: Postgres is away.
