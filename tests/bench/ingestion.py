@@ -11,16 +11,14 @@ import json
 import os
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import aiohttp
 import psycopg
@@ -28,12 +26,12 @@ import psycopg
 from botplane.billing.store import publish_plan
 from botplane.metering.events.policy import UsageEvent
 from botplane.metering.events.store import Batch, ingest
-from botplane.store.migrate import migrate
 from botplane.usage.store import enforce_limits, standings, totals_that_differ
+from tests.bench.alone import a_database, run_alone
 from tests.bench.rows import Row
 from tests.events.server import BATCH, Web, a_key, web_process
 from tests.support.billing import a_plan, per_hour
-from tests.support.controlplane import postgres, watchdog
+from tests.support.controlplane import postgres
 
 EVENTS = 100_000
 PER_TRANSACTION = 20_000
@@ -264,18 +262,9 @@ def _resident_mib(web: Web) -> float:
     return int(status.split()[1]) * os.sysconf("SC_PAGESIZE") / (1 << 20)
 
 
-@contextmanager
-def _database(server: postgres.Postgres) -> Iterator[str]:
-    name = f"bench_{uuid4().hex[:12]}"
-    url = server.create_database(name)
-    migrate(url)
-    yield url
-    server.drop_database(name)
-
-
 def measure(server: postgres.Postgres) -> list[Row]:
     """Print the rates and return the rows."""
-    with _database(server) as url:
+    with a_database(server) as url:
         rows = [status_pass(url)]
         rates, by_sql = sql(url)
         more, by_http = asyncio.run(http(url))
@@ -286,19 +275,5 @@ def measure(server: postgres.Postgres) -> list[Row]:
     return [*rows, by_sql, by_http]
 
 
-def main() -> int:
-    """Run on a server of our own, with fsync, and return 0 when all bars hold."""
-    with tempfile.TemporaryDirectory(prefix="botplane-bench-") as folder:
-        state = Path(folder)
-        state.chmod(0o711)
-        guard = watchdog.watch_over(state)
-        try:
-            rows = measure(postgres.start(state, fsync=True))
-        finally:
-            guard.communicate()
-    print(*rows, sep="\n")
-    return 0 if all(row.holds for row in rows) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(measure))

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 from psycopg import sql
 
 from botplane.billing.run import billing_run
 from botplane.billing.store import publish_plan
-from botplane.store.migrate import migrate
+from tests.bench.alone import a_database, run_alone
 from tests.bench.ingestion import PRICES, Backend
-from tests.bench.rows import HEAD, Row
+from tests.bench.rows import Row
 from tests.support.billing import a_plan
-from tests.support.controlplane import postgres, watchdog
+from tests.support.controlplane import postgres
 
 TENANTS = int(os.environ.get("BOTPLANE_BENCH_TENANTS", "10000"))
 BAR = 3.0
@@ -84,7 +80,7 @@ class Cost:
 
 def measure(server: postgres.Postgres) -> list[Row]:
     """Print what was spent on what and return the rows."""
-    with _database(server) as url:
+    with a_database(server) as url:
         backend = _prepared(url)
         sums = min(
             (_spent(backend, lambda: backend.conn.execute(SUMS).fetchall()) for _ in range(3)),
@@ -169,28 +165,5 @@ def _spent(backend: Backend, work: Callable[[], object]) -> Cost:
     )
 
 
-@contextmanager
-def _database(server: postgres.Postgres) -> Iterator[str]:
-    name = f"month_{uuid4().hex[:12]}"
-    url = server.create_database(name)
-    migrate(url)
-    yield url
-    server.drop_database(name)
-
-
-def main() -> int:
-    """Run on a server of our own, with fsync, and return 0 when the bar holds."""
-    with tempfile.TemporaryDirectory(prefix="botplane-bench-") as folder:
-        state = Path(folder)
-        state.chmod(0o711)
-        guard = watchdog.watch_over(state)
-        try:
-            rows = measure(postgres.start(state, fsync=True))
-        finally:
-            guard.communicate()
-    print(HEAD, *rows, sep="\n")
-    return 0 if all(row.holds for row in rows) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone(measure))

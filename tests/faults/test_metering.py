@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
@@ -242,10 +243,7 @@ def test_a_pod_of_a_node_that_left_is_bounded_by_the_wish_to_delete_it(
     world: World, usage: str, log: Path
 ) -> None:
     pod = world.pod(world.tenant(), spec={"nodeName": "node-that-left"})
-    state = {"name": "bot", "image": "bot:1", "imageID": "", "ready": True, "restartCount": 0}
-    state |= {"state": {"running": {"startedAt": START}}}
-    status = {"phase": "Running", "containerStatuses": [state]}
-    world.kube.patch(f"{path_of(pod)}/status", {"status": status})
+    _show_running(world, pod)
     with metering(world.cluster, usage, log):
         until(lambda: sql(usage, "SELECT 1 FROM runtime_interval"), within=20, what="run known")
         world.delete(pod)
@@ -271,10 +269,7 @@ def test_a_pod_of_a_node_without_power_is_billed_until_its_last_lease(
     pod = world.pod(world.tenant(), spec={"nodeName": "dark"})
     lease = {"renewTime": "2026-10-01T00:10:00.000000Z", "holderIdentity": "dark"}
     world.kube.send("POST", LEASES, {"metadata": {"name": "dark"}, "spec": lease})
-    state = {"name": "bot", "image": "bot:1", "imageID": "", "ready": True, "restartCount": 0}
-    state |= {"state": {"running": {"startedAt": START}}}
-    status = {"phase": "Running", "containerStatuses": [state]}
-    world.kube.patch(f"{path_of(pod)}/status", {"status": status})
+    _show_running(world, pod)
     with metering(world.cluster, usage, log):
         until(lambda: sql(usage, "SELECT 1 FROM source_watermark"), within=20, what="heart beats")
     world.kube.patch(path_of(pod), {"metadata": {"finalizers": None}})
@@ -340,6 +335,14 @@ def test_probes_and_metrics_answer_while_postgres_is_down(
 
     assert [status for status, _ in answers] == [200, 200, 200]
     assert "botplane_metering_pods_awaiting_settlement 0.0" in answers[2][1]
+
+
+def _show_running(world: World, pod: dict[str, Any]) -> None:
+    """Write the status that the kubelet of a node, which is not there, has left behind."""
+    state = {"name": "bot", "image": "bot:1", "imageID": "", "ready": True, "restartCount": 0}
+    state |= {"state": {"running": {"startedAt": START}}}
+    status = {"phase": "Running", "containerStatuses": [state]}
+    world.kube.patch(f"{path_of(pod)}/status", {"status": status})
 
 
 def _get(port: int, path: str) -> tuple[int, str]:
