@@ -72,7 +72,7 @@ class Operator:
         self._client = KubeClient(connection.server, connection.session)
         self._objects = Objects()
         self._children = Children()
-        self._queue: WorkQueue[Key] = WorkQueue(time.monotonic)
+        self._queue: WorkQueue[Key] = WorkQueue(time.monotonic, _tenant_of)
         self._resync = Resync(self._client, self._objects, self._children)
         self._postgres = Postgres(settings.database_url, utc_now)
         self._neighbours = Neighbours(
@@ -364,6 +364,11 @@ class Operator:
 
     def _ready_problem(self) -> str | None:
         return "objects are being read" if self._resync.last is None else None
+
+
+def _tenant_of(key: Key) -> str:
+    """Return whose turn in the queue a pass takes: its tenant's, by the namespace."""
+    return key[1] or lb.tenant_namespace(key[2])
 
 
 async def run_operator(settings: Settings) -> int:

@@ -1,4 +1,8 @@
-"""A keyed work queue: one pass in flight per key, changes coalesce, failures back off by key."""
+"""A keyed work queue: one pass in flight per key, changes coalesce, failures back off by key.
+
+Keys wait in lanes, one for each tenant, that take turns: who changes a thousand things waits
+longer, not the others.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,16 @@ import heapq
 import itertools
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections import Counter, defaultdict, deque
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
 
 FIRST_BACKOFF_SECONDS = 0.25
 LAST_BACKOFF_SECONDS = 300.0
+MOST_OF_A_LANE = 4
+"""Passes of one lane that run at once: the other workers are for the others."""
 
 
 class WorkQueue(Generic[K]):
@@ -23,10 +30,15 @@ class WorkQueue(Generic[K]):
     do not occupy a worker.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """Take a monotonic clock, in seconds."""
+    def __init__(self, clock: Callable[[], float], lane: Callable[[K], Hashable]) -> None:
+        """Take a monotonic clock, in seconds, and what tells the lane of a key."""
         self._clock = clock
-        self._ready: asyncio.Queue[K | None] = asyncio.Queue()
+        self._lane = lane
+        self._waiting: defaultdict[Hashable, deque[K]] = defaultdict(deque)
+        self._busy: Counter[Hashable] = Counter()
+        self._turns: asyncio.Queue[Hashable | None] = asyncio.Queue()
+        """Lanes in which a key may start, each once; None when the queue is closed."""
+        self._in_turn: set[Hashable] = set()
         self._since: dict[K, float] = {}
         self._running: set[K] = set()
         self._again: set[K] = set()
@@ -55,7 +67,9 @@ class WorkQueue(Generic[K]):
             self._again.add(key)
         elif key not in self._since:
             self._since[key] = self._clock()
-            self._ready.put_nowait(key)
+            lane = self._lane(key)
+            self._waiting[lane].append(key)
+            self._take_turn(lane)
 
     def add_after(self, key: K, seconds: float) -> None:
         """Ask for a pass after a delay; of several delays of a key the first to end counts."""
@@ -89,27 +103,47 @@ class WorkQueue(Generic[K]):
     def close(self) -> None:
         """Let workers stop after the pass they are in; keys that wait are dropped."""
         self._closed = True
-        self._ready.put_nowait(None)
+        self._turns.put_nowait(None)
 
     async def work(self, run: Callable[[K], Awaitable[None]]) -> None:
         """Run passes until the queue is closed. `run` must not raise."""
         while True:
-            key = await self._ready.get()
-            if self._closed or key is None:
-                self._ready.put_nowait(None)
+            lane = await self._turns.get()
+            if self._closed or lane is None:
+                self._turns.put_nowait(None)
                 return
-            del self._since[key]
-            self._running.add(key)
-            self._idle.clear()
+            key = self._start(lane)
             try:
                 await run(key)
             finally:
                 self._running.discard(key)
+                self._busy[lane] -= 1
+                self._take_turn(lane)
                 if not self._running:
                     self._idle.set()
                 if key in self._again:
                     self._again.discard(key)
                     self.add(key)
+
+    def _start(self, lane: Hashable) -> K:
+        key = self._waiting[lane].popleft()
+        del self._since[key]
+        self._running.add(key)
+        self._idle.clear()
+        self._busy[lane] += 1
+        self._in_turn.discard(lane)
+        self._take_turn(lane)
+        return key
+
+    def _take_turn(self, lane: Hashable) -> None:
+        """Queue a lane up behind the others if a key of it may start; forget one that is empty."""
+        if not self._waiting[lane]:
+            del self._waiting[lane]
+            if not self._busy[lane]:
+                del self._busy[lane]
+        elif lane not in self._in_turn and self._busy[lane] < MOST_OF_A_LANE:
+            self._in_turn.add(lane)
+            self._turns.put_nowait(lane)
 
     def _arm(self) -> None:
         if self._timer is not None:

@@ -21,7 +21,7 @@ class Site:
     """A controller whose passes for `acme` end as told; what was seen of it."""
 
     def __init__(self, ends: Callable[[], Done]) -> None:
-        self.queue: WorkQueue[Key] = WorkQueue(asyncio.get_running_loop().time)
+        self.queue: WorkQueue[Key] = WorkQueue(asyncio.get_running_loop().time, str)
         self.passes: list[str] = []
         self.bugs: list[tuple[str, str]] = []
         self._ends = ends

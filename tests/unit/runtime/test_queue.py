@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from botplane.runtime.queue import WorkQueue
+from botplane.runtime.queue import MOST_OF_A_LANE, WorkQueue
 from tests.support.until import until
 
 KEYS = st.sampled_from(["a", "b", "c"])
@@ -68,7 +68,7 @@ class Queue(RuleBasedStateMachine):
         self.loop.run_until_complete(self._start())
 
     async def _start(self) -> None:
-        self.queue: WorkQueue[str] = WorkQueue(self.clock)
+        self.queue: WorkQueue[str] = WorkQueue(self.clock, str)
         self.workers = [asyncio.create_task(self.queue.work(self.passes.run)) for _ in range(3)]
 
     def _do(self, action: Callable[[], Any]) -> None:
@@ -150,7 +150,7 @@ async def test_the_first_of_several_delays_to_end_counts(
 ) -> None:
     clock, passes = ManualClock(), Passes()
     monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
-    queue: WorkQueue[str] = WorkQueue(clock)
+    queue: WorkQueue[str] = WorkQueue(clock, str)
     worker = asyncio.create_task(queue.work(passes.run))
     for seconds in delays:
         queue.add_after("bot", seconds)
@@ -170,7 +170,7 @@ async def test_delays_of_one_key_do_not_pile_up(
     # A bot that waits for its Secret asks for a look every three seconds, at the end of each pass.
     clock, passes = ManualClock(), Passes()
     monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
-    queue: WorkQueue[str] = WorkQueue(clock)
+    queue: WorkQueue[str] = WorkQueue(clock, str)
     worker = asyncio.create_task(queue.work(passes.run))
     for _ in range(5):
         queue.add_after("bot", 3)
@@ -191,7 +191,7 @@ async def test_delays_of_one_key_do_not_pile_up(
 
 async def test_the_loop_itself_releases_what_is_due() -> None:
     passes = Passes()
-    queue: WorkQueue[str] = WorkQueue(asyncio.get_running_loop().time)
+    queue: WorkQueue[str] = WorkQueue(asyncio.get_running_loop().time, str)
     worker = asyncio.create_task(queue.work(passes.run))
 
     queue.add_after("later", 30)
@@ -205,7 +205,7 @@ async def test_the_loop_itself_releases_what_is_due() -> None:
 
 
 async def test_delays_grow_with_each_failure_up_to_five_minutes() -> None:
-    queue: WorkQueue[str] = WorkQueue(ManualClock())
+    queue: WorkQueue[str] = WorkQueue(ManualClock(), str)
 
     delays = [queue.backoff("a") for _ in range(60)]
 
@@ -216,7 +216,7 @@ async def test_delays_grow_with_each_failure_up_to_five_minutes() -> None:
 
 
 async def test_a_hint_of_the_server_is_kept_and_success_forgets_the_failures() -> None:
-    queue: WorkQueue[str] = WorkQueue(ManualClock())
+    queue: WorkQueue[str] = WorkQueue(ManualClock(), str)
     for _ in range(9):
         queue.backoff("a")
 
@@ -227,7 +227,7 @@ async def test_a_hint_of_the_server_is_kept_and_success_forgets_the_failures() -
 
 async def test_closing_lets_the_running_pass_end_and_drops_the_rest() -> None:
     passes = Passes()
-    queue: WorkQueue[str] = WorkQueue(ManualClock())
+    queue: WorkQueue[str] = WorkQueue(ManualClock(), str)
     workers = [asyncio.create_task(queue.work(passes.run)) for _ in range(2)]
     queue.add("a")
     await settled()
@@ -245,10 +245,53 @@ async def test_closing_lets_the_running_pass_end_and_drops_the_rest() -> None:
 
 async def test_the_age_of_the_oldest_waiting_key_is_told() -> None:
     clock = ManualClock()
-    queue: WorkQueue[str] = WorkQueue(clock)
+    queue: WorkQueue[str] = WorkQueue(clock, str)
     assert queue.oldest_seconds == 0
     queue.add("a")
     clock.now += 7
     queue.add("b")
 
     assert queue.oldest_seconds == 7
+
+
+async def test_who_asks_for_much_leaves_workers_to_the_others() -> None:
+    passes = Passes()
+    queue: WorkQueue[str] = WorkQueue(ManualClock(), lambda key: key[0])
+    workers = [asyncio.create_task(queue.work(passes.run)) for _ in range(MOST_OF_A_LANE + 1)]
+    for number in range(100):
+        queue.add(f"loud-{number}")
+    await settled()
+    assert len(passes.running) == MOST_OF_A_LANE
+
+    queue.add("calm")
+    await settled()
+    assert "calm" in passes.running
+
+    passes.end("calm")
+    passes.end("loud-0")
+    await settled()
+    assert len(passes.running) == MOST_OF_A_LANE, "a worker is kept free"
+    while passes.running:
+        passes.end(next(iter(passes.running)))
+        await settled()
+    assert passes.started.total() == 101
+    queue.close()
+    await asyncio.gather(*workers)
+
+
+async def test_lanes_take_turns() -> None:
+    order: list[str] = []
+
+    async def run(key: str) -> None:
+        order.append(key)
+        await asyncio.sleep(0)
+
+    queue: WorkQueue[str] = WorkQueue(ManualClock(), lambda key: key[0])
+    for key in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        queue.add(key)
+    worker = asyncio.create_task(queue.work(run))
+    await settled()
+
+    assert order == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    queue.close()
+    await worker
