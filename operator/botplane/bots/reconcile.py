@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ from botplane.bots.templates import Templates
 from botplane.kube.apply import Boundary
 from botplane.kube.errors import NotFoundError
 from botplane.kube.observe import Key
-from botplane.kube.resources import Manifest, Ref
+from botplane.kube.resources import Manifest, Ref, ref_of
 from botplane.runtime.cluster import Cluster
 from botplane.runtime.controller import Done
 
@@ -85,7 +85,10 @@ class BotReconciler:
         missing = await self._missing_secrets(key[1], spec)
         progress.findings += missing
         if not progress.findings and progress.waiting is None and tenant is not None:
-            await self._apply(key, self._context(body, spec, tenant), progress)
+            wanted = manifests.desired(self._context(body, spec, tenant), self._templates)
+            if self._has_lost(body, wanted) and await self._cluster.is_gone(body):
+                return Done()
+            await self._apply(key, wanted, progress)
         elif progress.suspended:
             await self._stop(key, progress)
         progress.workload = self._workload(key)
@@ -179,9 +182,13 @@ class BotReconciler:
                 missing.append(Finding("SecretNotFound", text))
         return missing
 
-    async def _apply(self, key: Key, context: manifests.Context, progress: Progress) -> None:
+    def _has_lost(self, body: Manifest, wanted: Iterable[Manifest]) -> bool:
+        """Return whether a child is missing of a bot that has had its passes already."""
+        known = self._cluster.children.get
+        return "status" in body and any(known(ref_of(manifest)) is None for manifest in wanted)
+
+    async def _apply(self, key: Key, wanted: Sequence[Manifest], progress: Progress) -> None:
         boundary = Boundary(KINDS, key[1])
-        wanted = manifests.desired(context, self._templates)
         applied = await self._cluster.applier.apply(wanted, boundary)
         progress.failed |= applied.failed
         pruned = await self._cluster.applier.prune(key, wanted, boundary)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
 from botplane.kube.errors import ConflictError, NotFoundError
-from botplane.kube.observe import Children, Key
+from botplane.kube.observe import Children
 from botplane.kube.resources import Manifest
-from botplane.runtime.objects import Objects
+from botplane.runtime.objects import Objects, key_of
 from botplane.runtime.status import StatusWriter
 
 
@@ -22,6 +22,22 @@ class Cluster:
     children: Children
     applier: Applier
     status: StatusWriter
+
+    async def is_gone(self, body: Manifest) -> bool:
+        """Ask whether a custom resource has been deleted: its watch may lag behind its children's.
+
+        The garbage collector takes children only after their owner, so asked after a child has
+        vanished the answer is certain.
+        """
+        key, uid = key_of(body), body["metadata"]["uid"]
+        try:
+            there = (await self.client.get(key.ref, metadata_only=True))["metadata"]
+        except NotFoundError:
+            there = {}
+        if there.get("uid") == uid and "deletionTimestamp" not in there:
+            return False
+        self.objects.forget(key, uid)
+        return True
 
     async def add_finalizer(self, body: Manifest, finalizer: str) -> bool:
         """Put our finalizer on a custom resource; return whether that was a write."""
@@ -41,7 +57,7 @@ class Cluster:
         if finalizer not in finalizers:
             return
         path = f"/metadata/finalizers/{finalizers.index(finalizer)}"
-        key = Key(body["kind"], meta.get("namespace", ""), meta["name"])
+        key = key_of(body)
         try:
             await self.client.json_patch(
                 key.ref,

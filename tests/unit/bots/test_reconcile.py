@@ -12,6 +12,7 @@ from botplane.bots.reconcile import BotReconciler, Surroundings, TenantView
 from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
+from botplane.kube.resources import Ref
 from botplane.runtime.cluster import Cluster
 from botplane.runtime.objects import Objects
 from botplane.runtime.status import StatusWriter
@@ -231,6 +232,31 @@ async def test_a_bot_waits_until_its_tenant_is_isolated(served: Served) -> None:
     assert world.condition["Ready"] == ("False", "TenantNotReady")
 
     world.tenant = ACME
+    await world.settle()
+
+    assert world.replicas == 1
+
+
+async def test_a_bot_that_was_deleted_is_not_given_back_what_went_with_it(served: Served) -> None:
+    # Watches have no common order: the garbage collector's work may be seen before its cause.
+    world = World(served)
+    world.declare()
+    await world.settle()
+    world.api.objects.clear()
+    world.cluster.children.forget(Ref("Deployment", "tenant-acme", "arb-1"))
+
+    await world.settle()
+
+    assert world.api.objects == {}
+
+
+async def test_what_is_deleted_of_a_bot_comes_back(served: Served) -> None:
+    world = World(served)
+    world.declare()
+    await world.settle()
+    del world.api.objects["deployments", "tenant-acme", "arb-1"]
+    world.cluster.children.forget(Ref("Deployment", "tenant-acme", "arb-1"))
+
     await world.settle()
 
     assert world.replicas == 1
