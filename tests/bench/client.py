@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +11,6 @@ from typing import Any
 import aiohttp
 
 from botplane.kube.client import KubeClient
-from botplane.kube.resources import RESOURCES
 from tests.support.controlplane.cluster import Cluster
 
 CONNECTIONS = 64
@@ -24,26 +22,18 @@ class BenchClient(KubeClient):
 
     def __init__(self, server: str, session: aiohttp.ClientSession) -> None:
         super().__init__(server, session)
-        self._server = server
-        self._session = session
         self._arrivals: dict[tuple[str, str, str], asyncio.Event] = {}
         self._seen: dict[tuple[str, str, str], float] = {}
 
-    async def watch(self, kind: str, ready: asyncio.Event) -> None:
+    async def follow(self, kind: str, ready: asyncio.Event) -> None:
         """Follow a kind for ever and note when each object was seen first."""
-        listed = await self._session.get(
-            self._server + RESOURCES[kind].path(), params={"limit": "1"}
-        )
-        version = (await listed.json())["metadata"]["resourceVersion"]
-        query = {"watch": "true", "resourceVersion": version}
-        url = self._server + RESOURCES[kind].path()
-        async with self._session.get(
-            url, params=query, timeout=aiohttp.ClientTimeout(total=None)
-        ) as stream:
-            ready.set()
-            async for line in _lines(stream.content):
-                event = json.loads(line)
-                self._note(event["type"], kind, event["object"]["metadata"])
+        version = (await self.listing(kind)).version
+        ready.set()
+        while True:
+            async for event, body in self.watch(kind, version):
+                version = body["metadata"]["resourceVersion"]
+                if event != "BOOKMARK":
+                    self._note(event, kind, body["metadata"])
 
     def _note(self, type_: str, kind: str, meta: dict[str, Any]) -> None:
         key = (kind, meta.get("namespace", ""), meta["name"])
@@ -66,14 +56,6 @@ class BenchClient(KubeClient):
         return self._seen[key]
 
 
-async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    rest = b""
-    async for chunk in content.iter_any():
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line
-
-
 @asynccontextmanager
 async def open_client(cluster: Cluster) -> AsyncIterator[BenchClient]:
     """Connect as admin and watch every kind that a tenant or bot consists of."""
@@ -88,7 +70,7 @@ async def open_client(cluster: Cluster) -> AsyncIterator[BenchClient]:
             "ServiceAccount", "RoleBinding", "Deployment", "Service", "HorizontalPodAutoscaler",
         )  # fmt: skip
         ready = {kind: asyncio.Event() for kind in kinds}
-        watches = [asyncio.create_task(client.watch(kind, ready[kind])) for kind in kinds]
+        watches = [asyncio.create_task(client.follow(kind, ready[kind])) for kind in kinds]
         await asyncio.gather(*(event.wait() for event in ready.values()))
         try:
             yield client

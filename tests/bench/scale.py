@@ -200,9 +200,9 @@ class Scale:
 
     async def _neighbour(self) -> Row:
         """Other tenants' repair while one tenant changes a bot 50 times a second."""
-        quiet = await self._repairs(self._names[100:140])
+        quiet = await self._repairs(self._names[-80:-40])
         noise = asyncio.create_task(self._noise(self._names[0]))
-        loud = await self._repairs(self._names[140:180])
+        loud = await self._repairs(self._names[-40:])
         noise.cancel()
         await asyncio.gather(noise, return_exceptions=True)
         what = "others' slowest repair of 40 beside a tenant at 50 changes/s"

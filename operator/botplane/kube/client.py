@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import aiohttp
+from yarl import URL
 
 from botplane.api.labels import FIELD_MANAGER
 from botplane.errors import Retryable
-from botplane.kube.errors import NotFoundError, answer_error
+from botplane.kube.errors import GoneError, NotFoundError, answer_error
 from botplane.kube.resources import RESOURCES, Manifest, Ref, ref_of
 from botplane.telemetry.metrics import API_REQUESTS
 
@@ -26,6 +29,16 @@ METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 LONGEST_PAUSE_SECONDS = 10.0
 TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
+WATCH_SECONDS = 300
+WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=90)
+"""A watch without a word for so long is dead: the server sends a bookmark each minute."""
+
+
+class Listing(NamedTuple):
+    """All objects of a kind, and the resourceVersion from which a watch goes on."""
+
+    items: list[Manifest]
+    version: str
 
 
 class KubeClient:
@@ -82,6 +95,15 @@ class KubeClient:
         self, kind: str, *, namespace: str = "", selector: str = "", metadata_only: bool = False
     ) -> list[Manifest]:
         """Return all objects of a kind, read in chunks of 500."""
+        listing = await self.listing(
+            kind, namespace=namespace, selector=selector, metadata_only=metadata_only
+        )
+        return listing.items
+
+    async def listing(
+        self, kind: str, *, namespace: str = "", selector: str = "", metadata_only: bool = False
+    ) -> Listing:
+        """Return all objects of a kind, and as of when, read in chunks of 500."""
         items: list[Manifest] = []
         query = {"limit": "500"} | ({"labelSelector": selector} if selector else {})
         accept = METADATA_LIST if metadata_only else "application/json"
@@ -93,8 +115,41 @@ class KubeClient:
             items += page.get("items") or []
             more = page["metadata"].get("continue")
             if not more:
-                return items
+                return Listing(items, page["metadata"].get("resourceVersion", ""))
             query["continue"] = more
+
+    async def watch(
+        self, kind: str, version: str, *, selector: str = ""
+    ) -> AsyncIterator[tuple[str, Manifest]]:
+        """Yield event types and objects from a resourceVersion on, until the server ends the watch.
+
+        Bookmarks are among them: their object has nothing but a resourceVersion.
+
+        Raises:
+            GoneError: The version is too old: list again.
+            Retryable: The watch broke; what was yielded until then happened.
+        """
+        query = {
+            "watch": "1",
+            "resourceVersion": version,
+            "allowWatchBookmarks": "1",
+            "timeoutSeconds": str(WATCH_SECONDS),
+            "labelSelector": selector,
+        }
+        what, url = f"watch {kind}", self._server + RESOURCES[kind].path("", "")
+        try:
+            async with self._session.get(url, params=query, timeout=WATCH_TIMEOUT) as response:
+                if response.status >= HTTPStatus.BAD_REQUEST:
+                    raise _watch_error(response.status, await response.read(), what)
+                async for line in _lines(response.content):
+                    event = _parsed(line, what)
+                    if event["type"] == "ERROR":
+                        status = event["object"]
+                        raise _watch_error(status["code"], json.dumps(status).encode(), what)
+                    yield event["type"], event["object"]
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            reason = f"{what}: no answer from the API server ({type(error).__name__})"
+            raise Retryable("APIServerUnavailable", reason) from error
 
     async def _call(  # noqa: PLR0913 - the one place where a request is put together
         self,
@@ -107,8 +162,10 @@ class KubeClient:
         subresource: str = "",
         query: dict[str, str] | None = None,
     ) -> Manifest:
-        resource = RESOURCES[ref.kind]
-        url = self._server + resource.path(ref.namespace, ref.name, subresource)
+        path = RESOURCES[ref.kind].path(ref.namespace, ref.name, subresource)
+        # Built by hand: yarl would take the parts to pieces and put them together again.
+        asked = f"?{urlencode(query)}" if query else ""
+        url = URL(f"{self._server}{path}{asked}", encoded=True)
         headers = {"Accept": accept} | ({"Content-Type": content_type} if content_type else {})
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         what = f"{method} {ref}{'/' + subresource if subresource else ''}"
@@ -116,7 +173,7 @@ class KubeClient:
         await asyncio.sleep(max(0.0, self._not_before.get(ref.kind, 0.0) - time.monotonic()))
         try:
             async with self._session.request(
-                method, url, params=query, data=data, headers=headers, timeout=TIMEOUT
+                method, url, data=data, headers=headers, timeout=TIMEOUT
             ) as response:
                 answer = await response.read()
                 status, retry_after = response.status, response.headers.get("Retry-After")
@@ -132,6 +189,21 @@ class KubeClient:
                 self._not_before[ref.kind] = time.monotonic() + pause
             raise refusal
         return _parsed(answer, what)
+
+
+def _watch_error(status: int, body: bytes, what: str) -> Exception:
+    if status == HTTPStatus.GONE:
+        return GoneError(f"{what}: the version is too old")
+    return answer_error(status, body, what)
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Split a stream into lines of any length: an object may be larger than aiohttp's limit."""
+    rest = b""
+    async for chunk in content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
 
 
 def _parsed(answer: bytes, what: str) -> Manifest:

@@ -12,6 +12,10 @@ class NotFoundError(Exception):
     """The object does not exist."""
 
 
+class GoneError(Exception):
+    """The resourceVersion is older than what the API server remembers."""
+
+
 class ConflictError(Exception):
     """The object changed, or is another one, since it was read."""
 

@@ -7,12 +7,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from botplane.api.labels import GROUP, MANAGED_BY, MANAGED_BY_VALUE
+from botplane.api.labels import GROUP
 from botplane.kube.resources import RESOURCES, Manifest
 from botplane.runtime.connection import Connection
 from botplane.runtime.lone_kopf import kopf
 
-SELECTOR = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
 Note = Callable[[str, Manifest], None]
 """Takes the event type (ADDED, MODIFIED, DELETED, or empty from a list) and the object."""
 
@@ -60,12 +59,11 @@ def _failure(tasks: Iterable[asyncio.Task[None]]) -> BaseException | None:
 
 
 class FrontEnd:
-    """Watches custom resources and labelled children, cluster-wide, one stream per kind."""
+    """Watches custom resources, cluster-wide, one stream per kind."""
 
-    def __init__(self, note: Note, kinds: Iterable[str], child_kinds: Iterable[str]) -> None:
+    def __init__(self, note: Note, kinds: Iterable[str]) -> None:
         self._note = note
         self._kinds = tuple(kinds)
-        self._child_kinds = tuple(child_kinds)
 
     async def run(
         self, connection: Connection, stop: asyncio.Event, started: Callable[[], None]
@@ -83,7 +81,7 @@ class FrontEnd:
         async def login(**_: Any) -> kopf.AiohttpSession:
             return kopf.AiohttpSession(server=connection.server, aiohttp_session=connection.session)
 
-        for kind in (*self._kinds, *self._child_kinds):
+        for kind in self._kinds:
             self._register(registry, kind)
         ready = asyncio.Event()
         ready_task = asyncio.create_task(ready.wait())
@@ -140,8 +138,4 @@ class FrontEnd:
         settings.persistence.diffbase_storage = NoDiffs()
         settings.posting.enabled = False
         settings.execution.default_backoff = 5
-        for kind in self._child_kinds:
-            resource = RESOURCES[kind]
-            group, _, version = resource.api_version.rpartition("/")
-            settings.watching.label_selectors[group, version, resource.plural] = SELECTOR
         return settings

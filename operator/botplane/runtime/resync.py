@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
+from botplane.api.labels import MANAGED_BY, MANAGED_BY_VALUE
 from botplane.errors import Rejected, Retryable
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Manifest
-from botplane.runtime.front_end import SELECTOR
 from botplane.runtime.objects import Objects
 from botplane.telemetry.metrics import RESYNC_FOUND
 
 log = structlog.get_logger()
 
 RESYNC_SECONDS = 300.0
+SELECTOR = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
 
 
 class Resync:
@@ -29,6 +30,8 @@ class Resync:
         self._children = children
         self.last: float | None = None
         """Loop time of the last complete round."""
+        self.versions: dict[str, str] = {}
+        """The resourceVersion of the last list of each kind of children: a watch goes on there."""
 
     async def round(self, kinds: Iterable[str], child_kinds: Iterable[str]) -> list[Key]:
         """List all kinds once and return the keys that need a pass.
@@ -38,10 +41,7 @@ class Resync:
         """
         found: list[Key] = []
         for kind in child_kinds:
-            children = self._children.versions(kind)
-            listed = await self._client.list(kind, selector=SELECTOR)
-            news = self._children.difference(_kinded(kind, listed), children)
-            found += self._counted(kind, news)
+            found += await self.children_of(kind)
         for kind in kinds:
             objects = self._objects.versions(kind)
             listed = await self._client.list(kind)
@@ -49,6 +49,17 @@ class Resync:
             found += self._counted(kind, news)
         self.last = asyncio.get_running_loop().time()
         return found
+
+    async def children_of(self, kind: str) -> list[Key]:
+        """List one kind of children and return the owners that need a pass.
+
+        Raises:
+            Rejected, Retryable: The list failed.
+        """
+        before = self._children.versions(kind)
+        listing = await self._client.listing(kind, selector=SELECTOR)
+        self.versions[kind] = listing.version
+        return self._counted(kind, self._children.difference(_kinded(kind, listing.items), before))
 
     async def run(
         self, kinds: Iterable[str], child_kinds: Iterable[str], add: Callable[[Key], None]

@@ -14,7 +14,7 @@ import structlog
 from botplane.errors import Rejected, Retryable
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
-from botplane.runtime.front_end import SELECTOR
+from botplane.runtime.resync import SELECTOR
 
 log = structlog.get_logger()
 

@@ -1,0 +1,88 @@
+"""One watch for each kind of children, without kopf: ADR 6.
+
+Level-triggered: a watch goes on where it broke off, and lists again when that is too long ago.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from botplane.errors import Rejected, Retryable
+from botplane.kube.client import KubeClient
+from botplane.kube.errors import GoneError, NotFoundError
+from botplane.kube.observe import Key
+from botplane.kube.resources import Manifest
+from botplane.runtime.resync import SELECTOR, Resync
+
+log = structlog.get_logger()
+
+Note = Callable[[str, Manifest], None]
+"""Takes the event type (ADDED, MODIFIED, DELETED) and the object."""
+FIRST_BACKOFF_SECONDS = 0.1
+LAST_BACKOFF_SECONDS = 30.0
+SHORT_WATCH_SECONDS = 1.0
+"""A watch that ends sooner counts as failed: an API server that closes all must not be flooded."""
+
+
+class ChildWatches:
+    """Follows all kinds of children from where the last full list ended."""
+
+    def __init__(
+        self, client: KubeClient, resync: Resync, note: Note, wake: Callable[[Key], None]
+    ) -> None:
+        self._client = client
+        self._resync = resync
+        self._note = note
+        self._wake = wake
+
+    async def run(self, kinds: Iterable[str]) -> None:
+        """Watch until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for kind in kinds:
+                group.create_task(self._follow(kind))
+
+    async def _follow(self, kind: str) -> None:
+        version, failures = self._resync.versions[kind], 0
+        while True:
+            began = time.monotonic()
+            try:
+                async for event, body in self._client.watch(kind, version, selector=SELECTOR):
+                    version = body["metadata"]["resourceVersion"]
+                    if event != "BOOKMARK":
+                        self._take(kind, event, body)
+            except GoneError:
+                version = await self._listed(kind, version)
+            except (Rejected, Retryable, NotFoundError) as error:
+                log.info("A watch broke", of=kind, message=str(error))
+            if time.monotonic() - began > SHORT_WATCH_SECONDS:
+                failures = 0
+            else:
+                await asyncio.sleep(_backoff_seconds(failures))
+                failures += 1
+
+    async def _listed(self, kind: str, version: str) -> str:
+        """Catch up by a full list; return the version from which to go on."""
+        try:
+            for key in await self._resync.children_of(kind):
+                self._wake(key)
+        except (Rejected, Retryable) as error:
+            log.info("A list failed", of=kind, message=error.message)
+            return version
+        return self._resync.versions[kind]
+
+    def _take(self, kind: str, event: str, body: Manifest) -> None:
+        try:
+            self._note(event, {**body, "kind": kind})
+        except Exception:  # one strange object must not stop the news of all others
+            name = (body.get("metadata") or {}).get("name")
+            log.exception("An event was not understood", of=kind, name=name)
+
+
+def _backoff_seconds(failures: int) -> float:
+    ceiling = min(FIRST_BACKOFF_SECONDS * 2 ** min(failures, 20), LAST_BACKOFF_SECONDS)
+    return float(ceiling * random.uniform(0.5, 1.0))
