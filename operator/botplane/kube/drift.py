@@ -39,6 +39,12 @@ def sealed(manifest: Manifest) -> Manifest:
     return {**manifest, "metadata": {**meta, "annotations": annotations}}
 
 
+def seal_of(manifest: Manifest) -> str:
+    """Return the hash that a sealed manifest has of itself."""
+    seal: str = manifest["metadata"]["annotations"][APPLIED_HASH]
+    return seal
+
+
 def form(observed: Manifest) -> Manifest:
     """Return the part of an observed object that can drift: without status and system metadata.
 

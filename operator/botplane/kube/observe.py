@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from botplane.api.labels import TENANT, TENANT_UID, tenant_namespace
-from botplane.kube.drift import canonical, digest, digest_of, form, holds
+from botplane.kube.drift import canonical, digest_of, form, holds, seal_of
 from botplane.kube.foreign import is_said, removals
 from botplane.kube.resources import Manifest, Ref, ref_of
 
@@ -58,7 +58,7 @@ class Child:
     version: int
     """The resourceVersion: comparable since Kubernetes 1.35, so older news can be told."""
     settled: str = ""
-    """Hash of the manifest that this form was found to hold."""
+    """Seal of the manifest that this form was found to hold."""
 
 
 def owner_of(observed: Manifest) -> Key | None:
@@ -112,12 +112,14 @@ class Children:
         if last is not None and int(observed["metadata"]["resourceVersion"]) <= last.version:
             # Older, or our own write that the watch tells of.
             return []
-        child = _child(observed)
+        child, text = _child(observed)
         if last is not None and _same(last, child):
             last.version = child.version
             return []
         if last is not None and last.uid == child.uid and last.form_hash == child.form_hash:
             child.settled, child.form = last.settled, last.form
+        else:
+            child.form = zlib.compress(text, 1)
         self._store(ref, child)
         owners = {child.owner, None if last is None else last.owner}
         return [owner for owner in owners if owner is not None]
@@ -140,13 +142,13 @@ class Children:
         return child.owner
 
     def settle(self, written: Manifest, desired: Manifest) -> None:
-        """Take note of the result of our own write: this form holds the manifest."""
-        child, ref = _child(written), ref_of(written)
+        """Take note of the result of our own write: this form holds the sealed manifest."""
+        (child, _), ref = _child(written), ref_of(written)
         last = self._by_ref.get(ref)
         if last is not None and child.version < last.version:
             # The watch was faster and has told of a later change.
             return
-        child.settled, child.form = digest(desired), None
+        child.settled = seal_of(desired)
         self._store(ref, child)
 
     def is_settled(self, desired: Manifest) -> bool:
@@ -154,7 +156,7 @@ class Children:
         child = self._by_ref.get(ref_of(desired))
         if child is None or child.deleting:
             return False
-        wanted = digest(desired)
+        wanted = seal_of(desired)
         if child.settled == wanted:
             return True
         if child.form is None or not holds(json.loads(zlib.decompress(child.form)), desired):
@@ -213,19 +215,21 @@ def _places() -> defaultdict[str, set[Ref]]:
     return defaultdict(set)
 
 
-def _child(observed: Manifest) -> Child:
+def _child(observed: Manifest) -> tuple[Child, bytes]:
+    """Return an object without its form, and the text of that."""
     meta = observed["metadata"]
     text = canonical(form(observed))
-    return Child(
+    child = Child(
         uid=meta["uid"],
         owner=owner_of(observed),
         form_hash=digest_of(text),
-        form=zlib.compress(text, 1),
+        form=None,
         status=_status(observed),
         deleting="deletionTimestamp" in meta,
         tenant_uid=meta.get("labels", {}).get(TENANT_UID, ""),
         version=int(meta["resourceVersion"]),
     )
+    return child, text
 
 
 def _status(observed: Manifest) -> dict[str, Any]:
