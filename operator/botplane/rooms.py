@@ -11,6 +11,7 @@ from botplane.api.tenant import TenantSpec
 from botplane.bots.policy import Rights
 from botplane.bots.reconcile import TenantView
 from botplane.kube.client import KubeClient
+from botplane.kube.drift import digest
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Ref
 from botplane.runtime.objects import Objects
@@ -46,6 +47,9 @@ ISOLATION = (
     ("RoleBinding", "botplane-operator"),
 )
 """What must be seen in a tenant's namespace before a bot may run there."""
+
+PRIVATE_FIELDS = frozenset({"runtimeConfig"})
+"""What a bot may change often and no other bot can notice; the rest may claim quota."""
 
 
 class Neighbours:
@@ -100,6 +104,20 @@ class Neighbours:
         tenant = self.tenant_key(key[1])
         siblings = [k for k in self._objects.keys("BotDeployment", key[1]) if k != key]
         return siblings if tenant is None else [tenant, *siblings]
+
+    def greeted_by(self, key: Key) -> Iterable[Key]:
+        """Return the objects that a new one concerns: bots wait for their tenant, which counts."""
+        if key[0] == "Tenant":
+            return self.bots_of(key)
+        tenant = self.tenant_key(key[1])
+        return [] if tenant is None else [tenant]
+
+    def view_of(self, key: Key) -> str:
+        """Return, hashed, what neighbours can see of a tenant or a bot."""
+        if key[0] == "Tenant":
+            return digest(repr(self._tenant_of(lb.tenant_namespace(key[2]))))
+        spec = (self._objects.get(key) or {}).get("spec", {})
+        return digest({k: v for k, v in spec.items() if k not in PRIVATE_FIELDS})
 
     def tenant_of(self, namespace: str) -> TenantView | None:
         """Return what a bot needs to know of the tenant of its namespace."""

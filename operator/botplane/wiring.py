@@ -29,18 +29,18 @@ from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
 from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
-from botplane.kube.drift import digest
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Manifest, Ref, ref_of
 from botplane.postgres import Postgres
 from botplane.rooms import CHILD_KINDS, KINDS, OPTIONAL_KINDS, Commitments, Neighbours
 from botplane.runtime.cluster import Cluster
 from botplane.runtime.connection import Connection, connect
-from botplane.runtime.controller import Controller, Done
+from botplane.runtime.controller import Controller, Done, Reconcile
 from botplane.runtime.front_end import FrontEnd
 from botplane.runtime.health import serve
 from botplane.runtime.lease import Lease
 from botplane.runtime.objects import Objects
+from botplane.runtime.pace import Pace
 from botplane.runtime.queue import WorkQueue
 from botplane.runtime.resync import RESYNC_SECONDS, Resync
 from botplane.runtime.secrets import SecretPoll
@@ -97,8 +97,9 @@ class Operator:
         )
         self._secrets = SecretPoll(self._client, self._children)
         self._child_kinds: tuple[str, ...] = CHILD_KINDS
+        self._pace: Pace[Key] = Pace(time.monotonic)
         self._views: dict[Key, str] = {}
-        """What bots know of their tenant, hashed: a tenant's own figures concern none of them."""
+        """What its neighbours see of an object: its own figures concern none of them."""
         self._leading = False
         self._stop = asyncio.Event()
 
@@ -215,25 +216,26 @@ class Operator:
             ),
         )
 
-        async def tenant(key: Key) -> Done:
-            done = await tenants(key)
-            view = digest(repr(self._neighbours.tenant_of(lb.tenant_namespace(key[2]))))
-            if view != self._views.get(key):
-                self._views[key] = view
-                self._wake_bots(key)
-            return done
-
+        bots = BotReconciler(self._cluster, Templates(settings.templates_dir), around)
         return {
-            "Tenant": tenant,
+            "Tenant": self._telling(tenants),
             "Plan": PlanReconciler(self._cluster, self._postgres.publish),
-            "BotDeployment": BotReconciler(
-                self._cluster, Templates(settings.templates_dir), around
-            ),
+            "BotDeployment": self._telling(bots),
         }
 
-    def _wake_bots(self, tenant: Key) -> None:
-        for key in self._neighbours.bots_of(tenant):
-            self._add(key)
+    def _telling(self, reconcile: Reconcile) -> Reconcile:
+        """Wake the neighbours after a pass if what they can see of the object has changed."""
+
+        async def told(key: Key) -> Done:
+            before = self._views.get(key) or self._neighbours.view_of(key)
+            try:
+                return await reconcile(key)
+            finally:
+                after = self._views[key] = self._neighbours.view_of(key)
+                if after != before:
+                    self._wake_neighbours(key)
+
+        return told
 
     def _note(self, event: str, body: Manifest) -> None:
         """Take note of a watch event and ask for the passes that it calls for."""
@@ -245,7 +247,7 @@ class Operator:
             gone = event == "DELETED"
             found = self._objects.forget(key, uid) if gone else self._objects.observe(body)
             if found is not None:
-                self._wake(key)
+                self._note_object(key, event)
             return
         if event == "DELETED":
             owner = self._children.forget(ref_of(body), body["metadata"]["uid"])
@@ -259,9 +261,25 @@ class Operator:
             if tenant is not None:
                 self._add(tenant)
 
+    def _note_object(self, key: Key, event: str) -> None:
+        if event == "DELETED" or key[0] == "Plan":
+            self._views.pop(key, None)
+            self._pace.forget(key)
+            self._wake(key)
+        elif event == "ADDED":
+            self._add(key)
+            for other in self._neighbours.greeted_by(key):
+                self._add(other)
+        elif self._leading:
+            # Whom it concerns is told after the pass.
+            self._queue.add_after(key, self._pace.delay(key))
+
     def _wake(self, key: Key) -> None:
-        """Ask for a pass of an object that has changed, and of those that it concerns."""
+        """Ask for a pass of an object that has changed, and of those that it may concern."""
         self._add(key)
+        self._wake_neighbours(key)
+
+    def _wake_neighbours(self, key: Key) -> None:
         for other in self._neighbours.touched_by(key):
             self._add(other)
 
