@@ -54,7 +54,7 @@ def test_the_policies_have_no_type_errors(stage: Stage) -> None:
         for warning in policy["status"].get("typeChecking", {}).get("expressionWarnings", ())
     ]
 
-    assert len(policies) == 16
+    assert len(policies) == 17
     assert warnings == []
 
 

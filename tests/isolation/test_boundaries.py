@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from botplane.isolation.attacks import Actor, create, delete, patch
+from botplane.isolation.attacks import Actor, Call, create, delete, patch
+from botplane.isolation.calls import Answer
 from botplane.isolation.cluster import DEFINITIONS
+from botplane.isolation.pods import a_pod
 from tests.isolation.conftest import MEMBER, Stage
-from tests.isolation.deeds import as_member, declared, scene
-from tests.support.world import a_bot, a_name, a_plan, a_tenant, bot_key, tenant_key
+from tests.isolation.deeds import as_member, as_system, declared, scene
+from tests.support.world import a_bot, a_name, a_plan, a_tenant, bot_key, path_of, tenant_key
 
 READY_SECONDS = 2.0
 
@@ -82,3 +84,64 @@ def test_a_bot_beyond_a_lowered_plan_may_be_edited_but_not_grow(stage: Stage) ->
     changed = as_member(stage, patch(Actor.TENANT, bot, {"spec": {"botType": "grid"}}))
 
     assert changed.status == 200, changed.message
+
+
+def test_iso_034_a_plan_may_demand_digests(stage: Stage) -> None:
+    world, plan = stage.world, a_name("plan")
+    world.create(a_plan(plan, imageDigests="Required", imageRegistries=["registry.example"]))
+    members = [{"kind": "User", "name": MEMBER, "role": "Operator"}]
+    name = world.tenant(planRef={"name": plan}, members=members)
+    space, digest = scene(name), f"sha256:{64 * '0'}"
+
+    def of_image(image: str) -> Call:
+        return declared(name, "bot", image=image)
+
+    by_tag = as_member(stage, of_image("registry.example/bot:1"))
+    by_version = as_member(stage, declared(name, "bot"))
+    by_digest = as_member(stage, of_image(f"registry.example/bot:1@{digest}"))
+    world.wait_for(bot_key(name), "Ready", "True")
+    pods = {
+        image: as_system(
+            stage,
+            Actor.CONTROLLER,
+            create(Actor.CONTROLLER, space.path("pods"), a_pod(space, container={"image": image})),
+        )
+        for image in ("registry.example/bot:1", f"registry.example/bot@{digest}")
+    }
+
+    assert [a.status for a in (by_tag, by_version, by_digest)] == [403, 403, 201]
+    assert "by digest only" in by_tag.message
+    assert [answer.status for answer in pods.values()] == [403, 201]
+
+
+def test_who_declares_tenants_may_not_give_them_more_than_their_plan(stage: Stage) -> None:
+    world, clerk, name = stage.world, a_name("clerk"), a_name()
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole"}
+    rule = {"apiGroups": ["botplane.io"], "resources": ["tenants"], "verbs": ["create", "patch"]}
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": clerk},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": clerk}],
+    }
+    world.installed.apply(
+        role | {"metadata": {"name": clerk}, "rules": [rule]},
+        binding | {"metadata": {"name": clerk}},
+    )
+
+    def as_clerk(call: Call) -> Answer:
+        return stage.api.send(call, {"Impersonate-User": clerk})
+
+    tenants = path_of("Tenant", "")
+    more = {"overrides": {"maxBots": 1}}
+    refused = as_clerk(create(Actor.ADMIN, tenants, a_tenant(name, **more)))
+    created = as_clerk(create(Actor.ADMIN, tenants, a_tenant(name)))
+    raised = as_clerk(patch(Actor.ADMIN, f"{tenants}/{name}", {"spec": more}))
+    by_admin = stage.api.send(patch(Actor.ADMIN, f"{tenants}/{name}", {"spec": more}))
+    renamed = {"spec": {"organizationName": "Another"}}
+    changed = as_clerk(patch(Actor.ADMIN, f"{tenants}/{name}", renamed))
+
+    statuses = [a.status for a in (refused, created, raised, by_admin, changed)]
+    assert statuses == [403, 201, 403, 200, 200]
+    assert 'takes the verb "admin"' in refused.message
+    assert 'takes the verb "admin"' in raised.message

@@ -52,6 +52,13 @@ class OnPaymentOverdue(StrEnum):
     NONE = "None"
 
 
+class ImageDigests(StrEnum):
+    """Whether bots may run images by tag, which somebody can move to another image."""
+
+    OPTIONAL = "Optional"
+    REQUIRED = "Required"
+
+
 class PlanQuota(APIModel):
     """What all bots of a tenant may request together."""
 
@@ -204,6 +211,8 @@ class PlanSpec(APIModel):
         list[ImageRegistry], Field(max_length=20, json_schema_extra=SET)
     ] = []
     """Registries that bots may run images from. Default: only the operator's own repository."""
+    image_digests: ImageDigests = ImageDigests.OPTIONAL
+    """Whether every bot must name its `image` with a sha256 digest. Default Optional."""
     prices: Annotated[list[Price], Field(max_length=50, json_schema_extra=list_map("meter"))] = []
     """Prices of meters. A meter without a price costs nothing."""
     minimum_commitment: Money = "0"

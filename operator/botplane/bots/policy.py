@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from botplane.api.bot_deployment import BotDeploymentSpec
 from botplane.api.conditions import Finding
-from botplane.api.plan import PlanSpec
+from botplane.api.plan import ImageDigests, PlanSpec
 from botplane.api.types import Quantity
 from botplane.bots.backup import SIZE_FACTOR
 from botplane.bots.exposure import exposure_finding
 from botplane.kube.drift import canonical
 
 MAX_CONFIG_BYTES = 64 * 1024
+_DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,18 @@ def image_is_allowed(facts: Facts) -> Finding | None:
         "ImageNotAllowed",
         f"Image {image} is not from an allowed registry ({', '.join(allowed)}); push it there or "
         "ask for the registry in the plan",
+    )
+
+
+def image_is_fixed(facts: Facts) -> Finding | None:
+    """The image is named by its digest where the plan demands it: a tag may be moved."""
+    image = image_of(facts.spec, facts.rights.bot_repository)
+    if facts.rights.plan.image_digests is ImageDigests.OPTIONAL or _DIGEST.search(image):
+        return None
+    return Finding(
+        "ImageNotAllowed",
+        f"Image {image} has no digest and plan {facts.rights.plan_name} runs images by digest "
+        f"only; set spec.image to {_repository(image)}@sha256:...",
     )
 
 
@@ -246,6 +260,7 @@ def tenant_is_within_quota(facts: Facts) -> Finding | None:
 
 MAY_RUN: tuple[Check, ...] = (
     image_is_allowed,
+    image_is_fixed,
     configuration_is_small,
     bot_is_within_count,
     replicas_are_within_plan,

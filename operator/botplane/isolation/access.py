@@ -95,7 +95,7 @@ UNPROVED: tuple[tuple[str, str, str, Verdict, str], ...] = (
     ),
     (
         "ISO-034", "A", "an image by tag instead of digest",
-        Verdict.NOT_OFFERED, "plans do not demand digests; registries are enforced",
+        Verdict.ELSEWHERE, "tests/isolation/test_boundaries.py: where the plan demands digests",
     ),
     (
         "ISO-043", "C", "a host of another by upper case, trailing dot or look-alike letters",
@@ -163,7 +163,7 @@ UNPROVED: tuple[tuple[str, str, str, Verdict, str], ...] = (
     ),
     (
         "ISO-096", "X", "more sold than the cluster has",
-        Verdict.NOT_OFFERED, "capacity is not judged yet",
+        Verdict.ELSEWHERE, "tests/cluster/test_lifecycle.py: new tenants wait, or are told",
     ),
     (
         "ISO-102", "X", "uninstalling with live tenants",
@@ -175,7 +175,7 @@ UNPROVED: tuple[tuple[str, str, str, Verdict, str], ...] = (
     ),
     (
         "ISO-104", "X", "retention, legal hold, erasure",
-        Verdict.NOT_OFFERED, "retention: tests/cluster/test_lifecycle.py; holds do not exist",
+        Verdict.NOT_OFFERED, "retention: tests/cluster/test_lifecycle.py; legal holds do not exist",
     ),
     (
         "ISO-105", "X", "Postgres down while tenants change",

@@ -133,6 +133,7 @@ def policy_parameters(context: Context) -> Manifest:
         "maxBots": str(context.rights.max_bots),
         "maxReplicas": str(context.rights.max_replicas),
         "imageRegistries": ",".join(context.rights.image_registries),
+        "imageDigests": plan.image_digests,
         "botRepository": context.bot_repository,
         "systemImages": context.backup_image,
         "storageClasses": ",".join(plan.storage_classes),

@@ -20,6 +20,7 @@ SMALL_PLAN = a_plan(
     bot={"maxCPU": "2", "maxMemory": "2Gi", "maxStorage": "10Gi"},
 )
 NO_STORAGE = a_plan(storageClasses=[])
+FIXED_PLAN = a_plan(imageDigests="Required")
 
 
 def judge(spec: dict[str, Any], rights: Rights, before: Sequence[Share] = ()) -> list[Finding]:
@@ -94,6 +95,13 @@ CASES: dict[str, tuple[dict[str, Any], PlanSpec, list[Share], list[str]]] = {
     "small configuration": ({"runtimeConfig": {"a": "x" * 65000}}, SMALL_PLAN, [], []),
     "large configuration": (
         {"runtimeConfig": {"a": "x" * 65536}}, SMALL_PLAN, [], ["ConfigurationTooLarge"],
+    ),
+    "a tag where digests are demanded": (
+        {"image": "registry.example/sniperforge/grid:1"}, FIXED_PLAN, [], ["ImageNotAllowed"],
+    ),
+    "a version where digests are demanded": ({}, FIXED_PLAN, [], ["ImageNotAllowed"]),
+    "a digest where digests are demanded": (
+        {"image": f"registry.example/sniperforge/grid:1@{DIGEST}"}, FIXED_PLAN, [], [],
     ),
     "everything is wrong": (
         {"image": "evil.example/x:1", "replicas": 9} | resources("limits", cpu="9"),
