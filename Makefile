@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 .DEFAULT_GOAL := help
+# Tests start hundreds of processes: none of them shall compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
 
 ##@ Start here
 .PHONY: help
