@@ -32,6 +32,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 SHOWN_FOR_SECONDS = 60.0
+UNAVAILABLE = "DatabaseUnavailable"
 
 
 class Reading(NamedTuple):
@@ -62,10 +63,16 @@ class News(NamedTuple):
     moved: list[str]
     """Uids of tenants and bots whose status shall change."""
     notices: list[Notice]
+    is_back: bool
+    """Postgres was away: who could not be registered meanwhile may try again."""
 
 
 class Postgres:
-    """The operator's calls of Postgres: skipped when nothing changed."""
+    """The operator's calls of Postgres: skipped when nothing changed.
+
+    While it is away, `follow` alone goes on asking: a thousand tenants that each wait for the
+    same answer would leave no pass to anybody else.
+    """
 
     def __init__(self, database_url: str, clock: Callable[[], datetime]) -> None:
         self._pool = open_pool(database_url, Role.OPERATOR)
@@ -76,6 +83,8 @@ class Postgres:
         self._figures: dict[str, tuple[dict[str, Any] | None, float]] = {}
         self._forecasts: dict[str, str] = {}
         self._has_read = False
+        self._away = ""
+        """Why Postgres does not answer; empty while it does."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -102,17 +111,20 @@ class Postgres:
         """Return the rounded usage of a bot, or what its status shows while nothing was read."""
         return self._figures.get(uid, (None, 0.0))[0] if self._has_read else shown
 
-    async def follow(self) -> News:
-        """Read where all tenants stand and enforce their limits.
+    async def follow(self) -> News | None:
+        """Read where all tenants stand and enforce their limits; None while Postgres is away.
 
         What a status shows of usage stays for a minute, unless nothing had run before; a
         suspension or a limit shows at once.
         """
+        is_back = bool(self._away)
         try:
+            if is_back:
+                await self._ask(self._pool.check_connection)
             reading = await self.call(_read, self._clock())
         except (Rejected, Retryable) as error:
             log.warning("Usage was not read", reason=error.reason, message=error.message)
-            return News([], [])
+            return None
         moved = [uid for uid, total in reading.bots.items() if self._shows(uid, bot_figures(total))]
         tenants = {*reading.stands, *reading.over_limit, *reading.overdue}
         moved += [tenant_id for tenant_id in tenants if self._moves(tenant_id, reading)]
@@ -121,7 +133,7 @@ class Postgres:
             del self._states[uid]
         first, self._has_read = not self._has_read, True
         changed = [*self._states, *self._figures] if first else [*map(str, moved), *gone]
-        return News(changed, reading.notices)
+        return News(changed, reading.notices, is_back)
 
     def _moves(self, tenant_id: UUID, reading: Reading) -> bool:
         stand, uid = reading.stands.get(tenant_id), str(tenant_id)
@@ -171,14 +183,25 @@ class Postgres:
         """Return what a store function says of a connection and these arguments.
 
         Raises:
-            Retryable: Postgres is away.
+            Retryable: Postgres is away; once that is known, it is raised at once.
         """
+        if self._away:
+            raise Retryable(UNAVAILABLE, self._away)
+        return await self._ask(function, *arguments)
 
+    async def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
         def run() -> T:
             with translated_errors(), self._pool.connection() as conn:
                 return function(conn, *arguments)
 
-        return await asyncio.to_thread(run)
+        try:
+            answer = await asyncio.to_thread(run)
+        except Retryable as error:
+            if error.reason == UNAVAILABLE:
+                self._away = error.message
+            raise
+        self._away = ""
+        return answer
 
 
 def _is_first(last: dict[str, Any] | None, figures: dict[str, Any] | None) -> bool:

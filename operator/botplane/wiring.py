@@ -292,6 +292,12 @@ class Operator:
         while True:
             started = time.monotonic()
             news = await self._postgres.follow()
+            if news is None:
+                await asyncio.sleep(USAGE_SECONDS)
+                continue
+            if news.is_back:
+                for key in (*self._objects.keys("Plan"), *self._objects.keys("Tenant")):
+                    self._add(key)
             for key in self._neighbours.by_uid(news.moved):
                 self._add(key)
             await self._tell(news.notices)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import Any
 
 import pytest
 
+from botplane.clock import utc_now
+from botplane.postgres import Postgres as OperatorCalls
 from tests.support.controlplane.postgres import Postgres
 from tests.support.world import World, a_bot, a_name, a_tenant, bot_key, tenant_key
 
@@ -36,6 +40,29 @@ def test_bots_go_on_while_postgres_is_down_and_accounts_open_afterwards(
     assert conditions["Ready"] == "False"
     assert conditions["Reconciling"] == "True"
     world.wait_for(tenant_key(new), "Ready", "True", within=60)
+
+
+async def test_while_postgres_is_away_one_asks_and_all_others_are_told_at_once(
+    world: World, own_postgres: Postgres
+) -> None:
+    calls = OperatorCalls(world.installed.database_url, utc_now)
+    own_postgres.kill9()
+
+    try:
+        assert await calls.follow() is None
+        # The pool would let each of them wait for five seconds.
+        answers = await asyncio.wait_for(
+            asyncio.gather(*(calls.call(_ping) for _ in range(100)), return_exceptions=True), 4
+        )
+    finally:
+        own_postgres.restart()
+    while (news := await calls.follow()) is None:
+        pass
+
+    assert {getattr(answer, "reason", answer) for answer in answers} == {"DatabaseUnavailable"}
+    assert news.is_back
+    assert await calls.call(_ping) == 1
+    calls.close()
 
 
 def test_a_killed_operator_starts_again_and_catches_up(world: World) -> None:
@@ -71,3 +98,8 @@ def test_the_second_replica_takes_over_within_three_seconds(world: World) -> Non
     world.installed.wait_for_leader()
     print(f"\nfrom the stop of the leader to the first write of the next: {took:.2f} s")
     assert took < 3 + 2  # two seconds are the test machine's
+
+
+def _ping(conn: Any) -> int:
+    answer: int = conn.execute("SELECT 1").fetchone()[0]
+    return answer
