@@ -112,15 +112,21 @@ class Operator:
             _collect_seldom()
             lost = asyncio.create_task(self._lead())
             watches = asyncio.create_task(self._watch(watches_stop))
+            children = asyncio.create_task(self._watch_children())
             stopped = asyncio.create_task(self._stop.wait())
-            await asyncio.wait({lost, watches, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            ends = {lost, watches, children, stopped}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             code = 0 if self._stop.is_set() else 1
-            if watches.done() and watches.exception() is not None:
-                log.error("Watches failed", exc_info=watches.exception())
+            for failed in (watches, children):
+                if failed.done() and failed.exception() is not None:
+                    log.error("Watches failed", exc_info=failed.exception())
             self._queue.close()
             await self._queue.drained(SETTLE_SECONDS)
             await self._lease.release()
             lost.cancel()
+            # kopf would take them for its own and wait for them.
+            children.cancel()
+            await asyncio.wait({children})
             watches_stop.set()
             await asyncio.wait({watches}, timeout=SETTLE_SECONDS)
             return code
@@ -152,11 +158,11 @@ class Operator:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
 
-        children = ChildWatches(self._client, self._resync, self._note, self._wake)
-        async with asyncio.TaskGroup() as group:
-            watches = group.create_task(children.run(self._child_kinds))
-            await front.run(self._connection, stop, take_signals)
-            watches.cancel()
+        await front.run(self._connection, stop, take_signals)
+
+    async def _watch_children(self) -> None:
+        watches = ChildWatches(self._client, self._resync, self._note, self._wake)
+        await watches.run(self._child_kinds)
 
     async def _lead(self) -> None:
         """Wait for the lease, then work until it is lost."""
