@@ -76,6 +76,7 @@ def render_table(invoice: Invoice) -> str:
             ("Period", f"{billed.period} ({billed.time_zone})"),
             ("", f"{_minute(billed.starts_at)} to {_minute(billed.ends_at)} UTC"),
             ("Issued", "" if invoice.issued_at is None else _minute(invoice.issued_at) + " UTC"),
+            ("Replaces", billed.replaces or ""),
             ("Provisional", invoice.draft_reason or ""),
         ),
         "",

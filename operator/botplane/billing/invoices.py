@@ -34,7 +34,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class BilledPeriod:
-    """Whose invoice, and for which half-open time `[starts_at, ends_at)` in UTC."""
+    """Whose invoice, and for which half-open time `[starts_at, ends_at)` in UTC.
+
+    Attributes:
+        revision: How many invoices of the period were made void.
+        replaces: Number of the last of them.
+    """
 
     tenant_id: UUID
     tenant: str
@@ -44,6 +49,8 @@ class BilledPeriod:
     period: str
     starts_at: datetime
     ends_at: datetime
+    revision: int = 0
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +225,9 @@ def document(invoice: Invoice) -> dict[str, Any]:
     def money(minor: int) -> str:
         return amount_text(minor, billed.currency)
 
-    return {
+    # Documents without it have no such key: their hashes are older than it.
+    replaced = {} if billed.replaces is None else {"replaces": billed.replaces}
+    return replaced | {
         "number": invoice.number,
         "issuedAt": None if invoice.issued_at is None else _utc(invoice.issued_at),
         "tenant": billed.tenant,

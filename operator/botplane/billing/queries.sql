@@ -51,11 +51,14 @@ SELECT CASE WHEN bool_or(source = 'metering') THEN min(complete_until) END FROM 
 -- due_periods --
 -- Lock the next ended periods of tenants that nobody else is billing; parked ones are tried again.
 -- The tenant is locked too: credits and balances of one tenant go from invoice to invoice.
-SELECT b.tenant_id, t.name AS tenant, COALESCE(r.organization_name, '') AS organization,
-    t.currency, t.time_zone, b.period, b.starts_at, b.ends_at
+SELECT b.tenant_id, t.name AS tenant,
+    COALESCE(r.organization_name, v.snapshot ->> 'organization', '') AS organization,
+    t.currency, t.time_zone, b.period, b.starts_at, b.ends_at, b.revision, v.number AS replaces
 FROM billing_period b
 JOIN tenant t ON t.tenant_id = b.tenant_id
 LEFT JOIN tenant_profile r ON r.tenant_id = b.tenant_id
+LEFT JOIN invoice v ON v.tenant_id = b.tenant_id AND v.period = b.period AND v.status = 'void'
+    AND v.revision = b.revision - 1
 WHERE b.state <> 'closed' AND b.ends_at <= %(complete_until)s
     AND (b.ends_at, b.tenant_id) > (%(after_ends_at)s, %(after_tenant_id)s)
 ORDER BY b.ends_at, b.tenant_id
@@ -67,6 +70,7 @@ FOR NO KEY UPDATE OF t SKIP LOCKED
 -- Wait for whoever is billing this period; no row when it is billed already.
 SELECT FROM billing_period b JOIN tenant t ON t.tenant_id = b.tenant_id
 WHERE b.tenant_id = %(tenant_id)s AND b.period = %(period)s AND b.state <> 'closed'
+    AND b.revision = %(revision)s
 FOR UPDATE OF b FOR NO KEY UPDATE OF t
 
 -- waiting_periods --
@@ -76,11 +80,14 @@ WHERE state <> 'closed' AND ends_at <= %(now)s
 
 -- named_period --
 -- A period of a tenant by name; the open tenant of that name before closed ones.
-SELECT b.tenant_id, t.name AS tenant, COALESCE(r.organization_name, '') AS organization,
-    t.currency, t.time_zone, b.period, b.starts_at, b.ends_at
+SELECT b.tenant_id, t.name AS tenant,
+    COALESCE(r.organization_name, v.snapshot ->> 'organization', '') AS organization,
+    t.currency, t.time_zone, b.period, b.starts_at, b.ends_at, b.revision, v.number AS replaces
 FROM tenant t
 JOIN billing_period b ON b.tenant_id = t.tenant_id
 LEFT JOIN tenant_profile r ON r.tenant_id = t.tenant_id
+LEFT JOIN invoice v ON v.tenant_id = b.tenant_id AND v.period = b.period AND v.status = 'void'
+    AND v.revision = b.revision - 1
 WHERE t.name = %(tenant)s AND CASE WHEN %(period)s::text IS NULL
     THEN b.starts_at <= %(now)s AND b.ends_at > %(now)s ELSE b.period = %(period)s END
 ORDER BY t.closed_at DESC NULLS FIRST
@@ -176,18 +183,18 @@ SELECT i.n, i.tenant_id, i.invoice_id FROM unnest(%(numbers)s::integer[], %(tena
     %(invoice_ids)s::uuid[]) AS i (n, tenant_id, invoice_id)
 
 -- insert_invoices --
-INSERT INTO invoice (tenant_id, invoice_id, period, number, currency, subtotal_minor,
+INSERT INTO invoice (tenant_id, invoice_id, period, revision, number, currency, subtotal_minor,
     discount_minor, tax_minor, total_minor, credit_minor, carried_in_minor, carried_out_minor,
     refunded_minor, carried_minor, due_minor, issued_at, snapshot, content_hash)
-SELECT i.tenant_id, i.invoice_id, i.period, i.number, i.currency, i.subtotal_minor,
+SELECT i.tenant_id, i.invoice_id, i.period, i.revision, i.number, i.currency, i.subtotal_minor,
     i.discount_minor, i.tax_minor, i.total_minor, i.credit_minor, i.carried_in_minor,
     i.carried_out_minor, i.refunded_minor, i.carried_minor, i.due_minor, i.issued_at, i.snapshot,
     decode(i.content_hash, 'hex')
-FROM jsonb_to_recordset(%(rows)s) AS i (tenant_id uuid, invoice_id uuid, period text, number text,
-    currency text, subtotal_minor bigint, discount_minor bigint, tax_minor bigint,
-    total_minor bigint, credit_minor bigint, carried_in_minor bigint, carried_out_minor bigint,
-    refunded_minor bigint, carried_minor bigint, due_minor bigint, issued_at timestamptz,
-    snapshot jsonb, content_hash text)
+FROM jsonb_to_recordset(%(rows)s) AS i (tenant_id uuid, invoice_id uuid, period text,
+    revision integer, number text, currency text, subtotal_minor bigint, discount_minor bigint,
+    tax_minor bigint, total_minor bigint, credit_minor bigint, carried_in_minor bigint,
+    carried_out_minor bigint, refunded_minor bigint, carried_minor bigint, due_minor bigint,
+    issued_at timestamptz, snapshot jsonb, content_hash text)
 
 -- insert_lines --
 -- As they were rated, with what coupons took off.

@@ -157,7 +157,8 @@ def refund_credit(invoice_id: UUID, settled: Settled, now: datetime) -> Credit |
 
 def read_invoice(billed: BilledPeriod, row: Row, parts: Mapping[str, list[Row]]) -> Invoice:
     """Return the invoice that its rows hold, under the names that it was issued to."""
-    names = {name: row["snapshot"][name] for name in ("tenant", "organization")}
+    snapshot = row["snapshot"]
+    names = {name: snapshot.get(name) for name in ("tenant", "organization", "replaces")}
     return Invoice(
         billed=replace(billed, **names),
         lines=in_order(read_line(line) for line in parts["lines"]),
@@ -213,12 +214,14 @@ def _invoice(issued: Issued) -> Row:
         **_key(issued.invoice_id, invoice),
         **{name: getattr(invoice, name) for name in _SUMS},
         "period": billed.period,
+        "revision": billed.revision,
         "number": invoice.number,
         "currency": billed.currency,
         "issued_at": str(invoice.issued_at),
         "snapshot": {
             "tenant": billed.tenant,
             "organization": billed.organization,
+            **({} if billed.replaces is None else {"replaces": billed.replaces}),
             "inputs": inputs(issued.account),
         },
         "content_hash": (invoice.content_hash or b"").hex(),

@@ -215,8 +215,7 @@ def bill_period(conn: Connection[Any], billed: BilledPeriod, issue: Issue) -> No
     """Issue the invoice of one ended period whose usage is complete; a second call does nothing."""
     with translated_errors(), conn.transaction():
         conn.execute(SQL["make_stage"])
-        key = {"tenant_id": billed.tenant_id, "period": billed.period}
-        if conn.execute(SQL["lock_due_period"], key).rowcount:
+        if conn.execute(SQL["lock_due_period"], vars(billed)).rowcount:
             _issue(conn, [billed], issue)
 
 

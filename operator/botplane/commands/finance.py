@@ -1,4 +1,4 @@
-"""Coupons, credits, taxes, payments and credit notes."""
+"""Coupons, credits, taxes, payments, credit notes and void invoices."""
 
 from __future__ import annotations
 
@@ -144,3 +144,21 @@ def credit_note(
     )
     actor = getpass.getuser()
     typer.echo(ask(lambda conn, now: store.issue_credit_note(conn, terms, actor, now)))
+
+
+@app.command("invoice-void")
+def invoice_void(
+    invoice_number: Annotated[str, typer.Argument(help="Such as INV-2026-000001.")],
+    reason: Annotated[str, typer.Option(help="Kept in the audit chain.")],
+) -> None:
+    """Make an unpaid invoice void; the next billing run issues another one for its period.
+
+    Coupons, credits and balances that it used are there again. The number is not used again. What
+    is paid is taken back by a credit note or a refund.
+    """
+    from botplane.billing.voids import store
+
+    terms = store.VoidTerms(invoice_number=invoice_number, reason=reason)
+    actor = getpass.getuser()
+    ask(lambda conn, now: store.void_invoice(conn, terms, actor, now))
+    typer.echo(f"Invoice {invoice_number} is void.")

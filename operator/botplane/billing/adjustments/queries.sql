@@ -50,23 +50,27 @@ INSERT INTO tenant_tax (tenant_id, name, target, starts_at, rate, reason)
 VALUES (%(tenant_id)s, %(name)s, %(target)s, %(starts_at)s, %(rate)s, %(reason)s)
 
 -- expire_credits --
--- What is left of a credit when the last period that it could pay for is billed.
+-- What is left of a credit expires when the last period that it could pay for is billed; it is
+-- there again while such a period is to be billed anew.
 WITH expired AS (
-    SELECT l.tenant_id, 'expired/' || l.credit_id AS txn_key, l.left_minor, t.currency
-    FROM credit_left l JOIN tenant t ON t.tenant_id = l.tenant_id
-    WHERE l.expires_at <= %(now)s AND l.left_minor > 0
-        AND NOT EXISTS (SELECT FROM billing_period b WHERE b.tenant_id = l.tenant_id
-            AND b.state <> 'closed' AND b.ends_at <= l.expires_at)
-        AND NOT EXISTS (SELECT FROM ledger_txn x WHERE x.tenant_id = l.tenant_id
-            AND x.txn_key = 'expired/' || l.credit_id)
+    SELECT l.tenant_id, t.currency,
+        CASE COALESCE(x.times, 0) WHEN 0 THEN 'expired/' ELSE 'expired-' || x.times || '/' END
+            || l.credit_id AS txn_key,
+        CASE WHEN EXISTS (SELECT FROM billing_period b WHERE b.tenant_id = l.tenant_id
+                AND b.state <> 'closed' AND b.ends_at <= l.expires_at)
+            THEN 0 ELSE l.left_minor END - COALESCE(x.expired_minor, 0) AS minor
+    FROM credit_left l
+    JOIN tenant t ON t.tenant_id = l.tenant_id
+    LEFT JOIN credit_expired x ON x.tenant_id = l.tenant_id AND x.credit_id = l.credit_id
+    WHERE l.expires_at <= %(now)s AND (%(tenant_id)s::uuid IS NULL OR l.tenant_id = %(tenant_id)s)
 ),
 entered AS (
     INSERT INTO ledger_txn (tenant_id, txn_key, at)
-    SELECT e.tenant_id, e.txn_key, %(now)s FROM expired e
+    SELECT e.tenant_id, e.txn_key, %(now)s FROM expired e WHERE e.minor <> 0
     ON CONFLICT DO NOTHING RETURNING tenant_id, txn_key
 )
 INSERT INTO ledger_entry (tenant_id, txn_key, account, currency, amount_minor)
-SELECT e.tenant_id, e.txn_key, a.account, e.currency, a.sign * e.left_minor
+SELECT e.tenant_id, e.txn_key, a.account, e.currency, a.sign * e.minor
 FROM expired e JOIN entered n ON n.tenant_id = e.tenant_id AND n.txn_key = e.txn_key
 CROSS JOIN (VALUES ('customer_credit', 1), ('credit_given', -1)) AS a (account, sign)
 
@@ -97,12 +101,12 @@ VALUES (%(tenant_id)s, %(reference)s, %(invoice_id)s, %(number)s, %(reason)s, %(
 
 -- credit_of_note --
 INSERT INTO credit_grant (tenant_id, credit_id, kind, amount_minor, granted_at)
-VALUES (%(tenant_id)s, %(credit_id)s, 'credit_note', %(amount_minor)s, %(now)s)
+VALUES (%(tenant_id)s, %(txn_key)s, 'credit_note', %(amount_minor)s, %(now)s)
 
--- note_txn --
+-- begin_txn --
 INSERT INTO ledger_txn (tenant_id, txn_key, at) VALUES (%(tenant_id)s, %(txn_key)s, %(now)s)
 
--- note_entries --
+-- post --
 INSERT INTO ledger_entry (tenant_id, txn_key, account, currency, amount_minor)
 SELECT %(tenant_id)s, %(txn_key)s, e.account, %(currency)s, e.amount_minor
 FROM jsonb_each_text(%(entries)s) AS t (account, amount),

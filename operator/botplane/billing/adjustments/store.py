@@ -195,8 +195,8 @@ def issue_credit_note(conn: Connection[Any], terms: NoteTerms, actor: str, now: 
     """
     with translated_errors(), conn.transaction():
         with conn.cursor(row_factory=class_row(Creditable)) as cursor:
-            number = {"number": terms.invoice_number}
-            invoice = cursor.execute(SQL["creditable_invoice"], number).fetchone()
+            asked = {"number": terms.invoice_number}
+            invoice = cursor.execute(SQL["creditable_invoice"], asked).fetchone()
         if invoice is None:
             raise Rejected("InvoiceNotFound", f"No invoice {terms.invoice_number} was issued.")
         row = vars(terms) | vars(invoice) | {"now": now}
@@ -204,29 +204,32 @@ def issue_credit_note(conn: Connection[Any], terms: NoteTerms, actor: str, now: 
         if known is not None:
             return str(known[0])
         note = credit_note(invoice, to_minor(terms.amount, invoice.currency))
-        row |= vars(note) | {"number": _note_number(conn, now)}
-        conn.execute(SQL["insert_credit_note"], row)
-        _post_note(conn, note, row)
+        number = insert_note(conn, note, row)
+        entered = row | {"txn_key": f"note/{number}", "amount_minor": note.amount_minor}
+        post(conn, entered, note.entries)
+        if note.settled_by == "credit":
+            conn.execute(SQL["credit_of_note"], entered)
+        if note.closes:
+            conn.execute(SQL["settle_invoice"], row)
         order = Order(tenant=invoice.tenant, actor=actor, now=now)
         said = {"invoice": terms.invoice_number, "amount": terms.amount, "reason": terms.reason}
-        record(conn, order, invoice.tenant_id, ("credit_note.issue", row["number"], said))
-        return str(row["number"])
+        record(conn, order, invoice.tenant_id, ("credit_note.issue", number, said))
+        return number
 
 
-def _note_number(conn: Connection[Any], now: datetime) -> str:
-    series = f"CN-{now.astimezone(UTC):%Y}"
-    row = conn.execute(SQL["take_number"], {"series": series}).fetchone()
-    return f"{series}-{row[0] if row else 0:06d}"
+def insert_note(conn: Connection[Any], note: Note, row: Mapping[str, Any]) -> str:
+    """Store a credit note and return its number; the ledger is the caller's.
 
-
-def _post_note(conn: Connection[Any], note: Note, row: dict[str, Any]) -> None:
-    entered = row | {"txn_key": f"note/{row['number']}", "entries": Jsonb(note.entries)}
-    conn.execute(SQL["note_txn"], entered)
-    conn.execute(SQL["note_entries"], entered)
-    if note.settled_by == "credit":
-        conn.execute(SQL["credit_of_note"], row | {"credit_id": f"note/{row['number']}"})
-    if note.closes:
-        conn.execute(SQL["settle_invoice"], row)
+    Args:
+        conn: Connection with an open transaction.
+        note: What it says.
+        row: tenant_id, invoice_id, reference, reason and now.
+    """
+    series = f"CN-{row['now'].astimezone(UTC):%Y}"
+    taken = conn.execute(SQL["take_number"], {"series": series}).fetchone()
+    number = f"{series}-{taken[0] if taken else 0:06d}"
+    conn.execute(SQL["insert_credit_note"], {**row, **vars(note), "number": number})
+    return number
 
 
 def record(
@@ -250,10 +253,23 @@ def record(
     )
 
 
-def expire_credits(conn: Connection[Any], now: datetime) -> None:
-    """Post what is left of expired credits, once."""
+def post(conn: Connection[Any], row: Mapping[str, Any], entries: Mapping[str, int]) -> None:
+    """Enter a ledger transaction: debits and credits by account, in the same transaction.
+
+    Args:
+        conn: Connection with an open transaction.
+        row: tenant_id, txn_key, currency and now.
+        entries: Minor units by account; they sum to 0.
+    """
+    entered = {**row, "entries": Jsonb(dict(entries))}
+    conn.execute(SQL["begin_txn"], entered)
+    conn.execute(SQL["post"], entered)
+
+
+def expire_credits(conn: Connection[Any], now: datetime, tenant_id: UUID | None = None) -> None:
+    """Post what is left of expired credits, once; of all tenants unless one is named."""
     with translated_errors(), conn.transaction():
-        conn.execute(SQL["expire_credits"], {"now": now})
+        conn.execute(SQL["expire_credits"], {"now": now, "tenant_id": tenant_id})
 
 
 @contextmanager

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from botplane.billing.payments.policy import AttemptStatus, Result, Unanswered
+from botplane.billing.payments.policy import (
+    AttemptStatus,
+    Result,
+    Unanswered,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,6 +46,7 @@ class FakeProcessor:
     captured: dict[str, Charge] = field(default_factory=dict)
     _results: dict[str, Result] = field(default_factory=dict)
     _invoices: dict[UUID, list[str]] = field(default_factory=dict)
+    _charges: dict[str, Charge] = field(default_factory=dict)
 
     def charge(self, charge: Charge) -> Result:
         """Collect once per key."""
@@ -49,6 +54,7 @@ class FakeProcessor:
         if fault is Fault.LOST_REQUEST:
             raise Unanswered("The request was lost.")
         if charge.idempotency_key not in self._results:
+            self._charges[charge.idempotency_key] = charge
             self._results[charge.idempotency_key] = self._decide(charge)
             self._invoices.setdefault(charge.invoice_id, []).append(charge.idempotency_key)
         if fault is Fault.LOST_ANSWER:
@@ -61,6 +67,14 @@ class FakeProcessor:
         if fault is not None:
             raise Unanswered("The look-up was lost.")
         return [self._results[key] for key in self._invoices.get(invoice_id, [])]
+
+    def confirm(self, invoice_id: UUID) -> None:
+        """Let the last attempt of an invoice succeed after all, as its payer can make it."""
+        key = self._invoices[invoice_id][-1]
+        self._results[key] = replace(
+            self._results[key], status=AttemptStatus.SUCCEEDED, decline_code=None
+        )
+        self.captured[key] = self._charges[key]
 
     def forget_keys(self) -> None:
         """Forget which keys were used, as processors do after a day; payments stay."""

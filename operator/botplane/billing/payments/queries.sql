@@ -55,23 +55,18 @@ WHERE tenant_id = %(tenant_id)s AND invoice_id = %(invoice_id)s AND attempt_no =
         IS DISTINCT FROM (%(status)s, %(decline_code)s, COALESCE(processor_ref, %(processor_ref)s))
 RETURNING amount_minor
 
--- post --
-WITH entered AS (
-    INSERT INTO ledger_txn (tenant_id, txn_key, at)
-    VALUES (%(tenant_id)s, %(txn_key)s, %(now)s) RETURNING tenant_id, txn_key
-)
-INSERT INTO ledger_entry (tenant_id, txn_key, account, currency, amount_minor)
-SELECT n.tenant_id, n.txn_key, e.account, %(currency)s, e.amount_minor
-FROM entered n CROSS JOIN (VALUES (%(debit)s::text, %(amount_minor)s::bigint),
-    (%(credit)s::text, -%(amount_minor)s::bigint)) AS e (account, amount_minor)
-
 -- set_status --
 UPDATE invoice SET status = %(status)s
 WHERE tenant_id = %(tenant_id)s AND invoice_id = %(invoice_id)s AND status <> %(status)s
-    AND status <> 'paid'
+    AND status NOT IN ('paid', 'void')
+
+-- credit_of_payment --
+-- What a payment brought beyond what was open pays for coming invoices.
+INSERT INTO credit_grant (tenant_id, credit_id, kind, amount_minor, granted_at)
+VALUES (%(tenant_id)s, %(txn_key)s, 'credit_note', %(excess)s, %(now)s)
 
 -- open_minor --
-SELECT open_minor, currency, status FROM invoice_open
+SELECT open_minor FROM invoice_open
 WHERE tenant_id = %(tenant_id)s AND invoice_id = %(invoice_id)s
 
 -- invoice_by_number --

@@ -10,7 +10,7 @@ from uuid import UUID
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from botplane.billing.adjustments.store import Order, granting, record
+from botplane.billing.adjustments.store import Order, granting, post, record
 from botplane.billing.payments.policy import (
     Attempt,
     AttemptStatus,
@@ -139,22 +139,29 @@ def _charge(invoice: UnpaidInvoice, attempt_no: int, amount_minor: int, key: str
 def record_result(
     conn: Connection[Any], invoice: tuple[UUID, UUID], result: Result, now: datetime
 ) -> None:
-    """Record what became of an attempt; a success pays the invoice and enters the ledger, once."""
+    """Record what became of an attempt; a success pays the invoice and enters the ledger, once.
+
+    What it brings beyond what is open (the invoice is void or credited since) becomes a credit.
+    """
     tenant_id, invoice_id = invoice
     row = vars(result) | {"tenant_id": tenant_id, "invoice_id": invoice_id, "now": now}
     with translated_errors(), conn.transaction():
         status, currency = _locked(conn, row)
+        open_minor = _open_minor(conn, row)
         changed = conn.execute(SQL["record_result"], row).fetchone()
         if changed is None or result.status is not AttemptStatus.SUCCEEDED:
             return
-        entered = row | {
-            "txn_key": f"payment/{invoice_id}/{result.attempt_no}",
-            "currency": currency,
-            "amount_minor": changed[0],
-            "debit": "cash",
-            "credit": "bad_debt" if status == "uncollectible" else "receivable",
+        applied = min(changed[0], open_minor)
+        excess = changed[0] - applied
+        row |= {"txn_key": f"payment/{invoice_id}/{result.attempt_no}", "currency": currency}
+        entries = {
+            "cash": changed[0],
+            "bad_debt" if status == "uncollectible" else "receivable": -applied,
+            "customer_credit": -excess,
         }
-        conn.execute(SQL["post"], entered)
+        post(conn, row, entries)
+        if excess:
+            conn.execute(SQL["credit_of_payment"], row | {"excess": excess})
         conn.execute(SQL["set_status"], row | {"status": "paid"})
 
 
@@ -163,18 +170,18 @@ def give_up(conn: Connection[Any], invoice: UnpaidInvoice, now: datetime) -> Non
     row = {"tenant_id": invoice.tenant_id, "invoice_id": invoice.invoice_id, "now": now}
     with translated_errors(), conn.transaction():
         status, currency = _locked(conn, row)
-        found = conn.execute(SQL["open_minor"], row).fetchone()
-        if status != "finalized" or found is None or not found[0]:
+        open_minor = _open_minor(conn, row)
+        if status != "finalized" or not open_minor:
             return
         conn.execute(SQL["set_status"], row | {"status": "uncollectible"})
-        entered = row | {
-            "txn_key": f"writeoff/{invoice.invoice_id}",
-            "currency": currency,
-            "amount_minor": found[0],
-            "debit": "bad_debt",
-            "credit": "receivable",
-        }
-        conn.execute(SQL["post"], entered)
+        row |= {"txn_key": f"writeoff/{invoice.invoice_id}", "currency": currency}
+        post(conn, row, {"bad_debt": open_minor, "receivable": -open_minor})
+
+
+def _open_minor(conn: Connection[Any], row: Mapping[str, Any]) -> int:
+    """Return what is still to be paid on an invoice that is locked; nothing on a void one."""
+    found = conn.execute(SQL["open_minor"], row).fetchone()
+    return 0 if found is None else max(int(found[0]), 0)
 
 
 def _locked(conn: Connection[Any], row: Mapping[str, Any]) -> tuple[str, str]:

@@ -37,7 +37,7 @@ LEFT JOIN pod p ON p.tenant_id = i.tenant_id AND p.pod_uid = i.pod_uid
 WHERE p.pod_uid IS NULL OR (p.settled_at IS NOT NULL AND i.ended_at IS NULL)
 
 -- invoices_are_ledger --
--- What an invoice adds to the receivable is what is due on it.
+-- What an invoice adds to the receivable is what is due on it; of a void one nothing is left.
 SELECT i.tenant_id::text AS tenant, 'invoice ' || i.number AS subject, i.due_minor::text AS expected,
     COALESCE(sum(e.amount_minor), 0)::text AS found
 FROM invoice i
@@ -47,6 +47,15 @@ LEFT JOIN ledger_entry e ON e.tenant_id = i.tenant_id AND e.account = 'receivabl
 WHERE i.status IN ('finalized', 'paid', 'uncollectible')
 GROUP BY i.tenant_id, i.invoice_id, i.number, i.due_minor
 HAVING i.due_minor <> COALESCE(sum(e.amount_minor), 0)
+UNION ALL
+SELECT i.tenant_id::text, concat_ws(' ', 'void invoice', i.number, e.account), '0',
+    sum(e.amount_minor)::text
+FROM invoice i
+JOIN ledger_entry e ON e.tenant_id = i.tenant_id
+    AND e.txn_key IN ('invoice/' || i.invoice_id, 'credit/' || i.invoice_id,
+        'carried/' || i.invoice_id, 'writeoff/' || i.invoice_id, 'void/' || i.invoice_id)
+WHERE i.status = 'void'
+GROUP BY i.tenant_id, i.number, e.account HAVING sum(e.amount_minor) <> 0
 
 -- ledger_is_payments --
 SELECT COALESCE(a.tenant_id, e.tenant_id)::text AS tenant,
@@ -69,14 +78,14 @@ FULL JOIN (SELECT tenant_id, sum(open_minor) AS open_minor FROM invoice_open
 WHERE COALESCE(o.open_minor, 0) <> COALESCE(e.amount_minor, 0)
 
 -- credit_is_granted --
--- What the ledger owes to tenants is what is left of their credits, without expired ones.
+-- What the ledger owes to tenants is what is left of their credits, without what has expired.
 SELECT COALESCE(e.tenant_id, l.tenant_id)::text AS tenant, 'customer_credit' AS subject,
     COALESCE(-l.left_minor, 0)::text AS expected, COALESCE(e.amount_minor, 0)::text AS found
 FROM (SELECT tenant_id, sum(amount_minor) AS amount_minor FROM ledger_entry
     WHERE account = 'customer_credit' GROUP BY tenant_id) e
-FULL JOIN (SELECT c.tenant_id, sum(c.left_minor) AS left_minor FROM credit_left c
-    WHERE NOT EXISTS (SELECT FROM ledger_txn x WHERE x.tenant_id = c.tenant_id
-        AND x.txn_key = 'expired/' || c.credit_id)
+FULL JOIN (SELECT c.tenant_id, sum(c.left_minor - COALESCE(x.expired_minor, 0)) AS left_minor
+    FROM credit_left c
+    LEFT JOIN credit_expired x ON x.tenant_id = c.tenant_id AND x.credit_id = c.credit_id
     GROUP BY c.tenant_id) l ON l.tenant_id = e.tenant_id
 WHERE COALESCE(-l.left_minor, 0) <> COALESCE(e.amount_minor, 0)
 
@@ -102,7 +111,7 @@ FROM trade_commission WHERE fx_rate IS NULL
 -- issued --
 SELECT i.tenant_id, t.name AS tenant, i.snapshot, i.invoice_id, i.status, i.number, i.issued_at,
     i.content_hash, i.carried_in_minor, i.carried_out_minor, i.refunded_minor, i.currency,
-    t.time_zone, b.period, b.starts_at, b.ends_at
+    i.revision, t.time_zone, b.period, b.starts_at, b.ends_at
 FROM invoice i
 JOIN tenant t ON t.tenant_id = i.tenant_id
 JOIN billing_period b ON b.tenant_id = i.tenant_id AND b.period = i.period
