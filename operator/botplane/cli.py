@@ -187,6 +187,7 @@ def billing_run() -> None:
     """Issue every invoice that is due and collect what is owed. Repeating it changes nothing."""
     from botplane.billing import run
     from botplane.billing.payments.run import collect
+    from botplane.billing.refunds.run import settle_refunds
     from botplane.store.pool import Role
 
     processor, limits = collection()
@@ -196,6 +197,9 @@ def billing_run() -> None:
     typer.echo(
         f"{paid.charged} invoices charged, {paid.unanswered} unanswered, {paid.given_up} given up"
     )
+    waiting = ask(lambda conn, now: settle_refunds(conn, processor, now), Role.BILLING)
+    if waiting:
+        typer.echo(f"{waiting} refunds wait for their outcome")
     for parked in report.parked:
         typer.echo(f"parked: {parked}", err=True)
     if report.parked:

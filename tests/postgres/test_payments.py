@@ -273,7 +273,7 @@ def test_credit_note_during_a_payment_does_not_change_its_amount(
         "UPDATE payment_attempt SET status = 'failed'",
         "UPDATE payment_attempt SET amount_minor = 1",
         "DELETE FROM payment_attempt",
-        "TRUNCATE payment_attempt",
+        "TRUNCATE payment_attempt CASCADE",
     ],
 )
 def test_payment_that_was_made_never_changes(conn: psycopg.Connection[Any], statement: Any) -> None:

@@ -37,6 +37,8 @@ class StripeStandIn:
         self.hidden: set[str] = set()
         self.hide_new = False
         self.intents: dict[str, dict[str, Any]] = {}
+        self.refunds: dict[str, dict[str, Any]] = {}
+        self.refund_status = "succeeded"
         self.answers: dict[str, tuple[dict[str, str], Answer]] = {}
         self.events: list[bytes] = []
         self.url = ""
@@ -52,27 +54,26 @@ class StripeStandIn:
         self.intents[intent_id]["status"] = "succeeded"
         self._announce(self.intents[intent_id])
 
-    def create(self, fields: dict[str, str], key: str) -> Answer:
-        """Create a payment, or repeat what was answered to its key."""
+    def create(self, path: str, fields: dict[str, str], key: str) -> Answer:
+        """Create a payment or a refund, or repeat what was answered to its key."""
         with self._lock:
             if key in self.answers:
                 before, answer = self.answers[key]
                 if before != fields:
                     return 400, {"error": {"type": "idempotency_error", "code": "key_reused"}}
                 return answer
-            answer = self._pay(fields)
+            answer = self._refund(fields) if path == "/v1/refunds" else self._pay(fields)
             self.answers[key] = (fields, answer)
             return answer
 
     def _pay(self, fields: dict[str, str]) -> Answer:
         if fields["currency"] in {"kwd", "bhd"} and int(fields["amount"]) % 10:
             return 400, {"error": {"code": "invalid_amount"}}
-        metadata = {name[9:-1]: v for name, v in fields.items() if name.startswith("metadata[")}
         intent: dict[str, Any] = {
             "id": f"pi_{len(self.intents) + 1}",
             "amount": int(fields["amount"]),
             "currency": fields["currency"],
-            "metadata": metadata,
+            "metadata": _metadata(fields),
             "status": "succeeded",
             "last_payment_error": None,
         }
@@ -89,6 +90,28 @@ class StripeStandIn:
             return 402, {"error": error | {"payment_intent": intent}}
         self._announce(intent)
         return 200, dict(intent)
+
+    def _refund(self, fields: dict[str, str]) -> Answer:
+        intent = self.intents.get(fields["payment_intent"], {"status": "none", "amount": 0})
+        back = sum(r["amount"] for r in self._refunds_of(fields["payment_intent"]))
+        if intent["status"] != "succeeded" or back + int(fields["amount"]) > intent["amount"]:
+            return 400, {"error": {"code": "charge_already_refunded"}}
+        made: dict[str, Any] = {
+            "id": f"re_{len(self.refunds) + 1}",
+            "payment_intent": fields["payment_intent"],
+            "amount": int(fields["amount"]),
+            "metadata": _metadata(fields),
+            "status": self.refund_status,
+        }
+        self.refunds[made["id"]] = made
+        return 200, dict(made)
+
+    def _refunds_of(self, payment_intent: str) -> list[dict[str, Any]]:
+        return [r for r in self.refunds.values() if r["payment_intent"] == payment_intent]
+
+    def list_refunds(self, payment_intent: str) -> Answer:
+        """Return what was paid back of a payment."""
+        return 200, {"data": [dict(made) for made in self._refunds_of(payment_intent)]}
 
     def search(self, query: str) -> Answer:
         """Return the payments with an invoice in their metadata."""
@@ -113,17 +136,25 @@ class StripeStandIn:
         self.events.append(json.dumps(event).encode())
 
 
+def _metadata(fields: dict[str, str]) -> dict[str, str]:
+    return {name[9:-1]: v for name, v in fields.items() if name.startswith("metadata[")}
+
+
 class _Handler(BaseHTTPRequestHandler):
     standin: StripeStandIn
 
     def do_POST(self) -> None:
         length = int(self.headers["Content-Length"])
         fields = dict(parse_qsl(self.rfile.read(length).decode()))
-        self._answer(lambda: self.standin.create(fields, self.headers["Idempotency-Key"]))
+        key = self.headers["Idempotency-Key"]
+        self._answer(lambda: self.standin.create(self.path, fields, key))
 
     def do_GET(self) -> None:
-        query = dict(parse_qsl(urlsplit(self.path).query))["query"]
-        self._answer(lambda: self.standin.search(query))
+        query = dict(parse_qsl(urlsplit(self.path).query))
+        if self.path.startswith("/v1/refunds"):
+            self._answer(lambda: self.standin.list_refunds(query["payment_intent"]))
+        else:
+            self._answer(lambda: self.standin.search(query["query"]))
 
     def _answer(self, act: Any) -> None:
         fault = self.standin.faults.pop(0) if self.standin.faults else "ok"

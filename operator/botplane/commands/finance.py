@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from botplane.commands.asking import TenantName, ask, in_utc, order
+from botplane.commands.asking import TenantName, ask, collection, in_utc, order
 
 app = typer.Typer()
 coupon = typer.Typer(no_args_is_help=True, help="Discounts of a tenant.")
@@ -127,6 +127,35 @@ def payment_record(
 
     actor = getpass.getuser()
     ask(lambda conn, now: store.record_transfer(conn, invoice_number, reference, actor, now))
+
+
+@payment.command("refund")
+def payment_refund(
+    invoice_number: Annotated[str, typer.Argument(help="Such as INV-2026-000001.")],
+    reference: Annotated[str, typer.Argument(help="Your own; the same one is the same refund.")],
+    *,
+    reason: Annotated[str, typer.Option(help="Shown on the credit note.")],
+    amount: Annotated[
+        str | None, typer.Option(help="Tax included, such as 10.00. Default: all that is left.")
+    ] = None,
+) -> None:
+    """Pay back what was paid for an invoice, and issue the credit note.
+
+    What was paid by transfer goes back by transfer: make that yourself, this records it.
+    """
+    from botplane.billing.payments.policy import AttemptStatus
+    from botplane.billing.refunds import run, store
+
+    terms = store.RefundTerms(
+        invoice_number=invoice_number, reference=reference, reason=reason, amount=amount
+    )
+    processor, _ = collection()
+    actor = getpass.getuser()
+    outcome = ask(lambda conn, now: run.refund(conn, terms, processor, (actor, now)))
+    if outcome.status is AttemptStatus.FAILED:
+        typer.echo(f"RefundFailed: the processor refused: {outcome.decline_code}", err=True)
+        raise typer.Exit(1)
+    typer.echo(outcome.note or f"{outcome.status.value}: the next billing run looks again.")
 
 
 @app.command("credit-note")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Creditable:
-    """An issued invoice, and what earlier notes took back of it; amounts in minor units."""
+    """An issued invoice, and what was taken back of it; amounts in minor units."""
 
     tenant_id: UUID
     tenant: str
@@ -37,7 +37,8 @@ class Note:
     """What a credit note does: `entries` are debits and credits by account.
 
     Attributes:
-        settled_by: `reduce_due` when the whole amount is still owed, else `credit`.
+        settled_by: `reduce_due` when the whole amount is still owed, `refund` when it was paid
+            back, else `credit`.
         closes: Nothing is owed on the invoice after it.
     """
 
@@ -76,6 +77,18 @@ def credit_note(invoice: Creditable, amount_minor: int) -> Note:
             "tax_payable": tax,
             owed if reduces else "customer_credit": -amount_minor,
         },
+    )
+
+
+def refund_note(total_minor: int, tax_minor: int, amount_minor: int) -> Note:
+    """Return the note over what was paid back of an invoice, tax included in its proportion."""
+    tax = _part(tax_minor, amount_minor, total_minor)
+    return Note(
+        amount_minor=amount_minor,
+        tax_minor=tax,
+        settled_by="refund",
+        closes=False,
+        entries={"discount_given": amount_minor - tax, "tax_payable": tax, "cash": -amount_minor},
     )
 
 

@@ -78,8 +78,11 @@ CROSS JOIN (VALUES ('customer_credit', 1), ('credit_given', -1)) AS a (account, 
 -- An issued invoice by number, and what is left of it to credit and to pay.
 SELECT i.tenant_id, t.name AS tenant, i.invoice_id, i.currency, i.status, i.total_minor,
     i.tax_minor, i.due_minor,
-    COALESCE((SELECT sum(n.amount_minor) FROM credit_note n
-        WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id), 0)::bigint AS noted_minor,
+    (COALESCE((SELECT sum(n.amount_minor) FROM credit_note n
+        WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id), 0)
+    + COALESCE((SELECT sum(r.amount_minor) FROM refund r
+        WHERE r.tenant_id = i.tenant_id AND r.invoice_id = i.invoice_id
+            AND r.status IN ('created', 'processing', 'unknown')), 0))::bigint AS noted_minor,
     COALESCE((SELECT sum(n.amount_minor) FROM credit_note n
         WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id
             AND n.settled_by = 'reduce_due'), 0)::bigint AS reduced_minor,

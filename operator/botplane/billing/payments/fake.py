@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from botplane.billing.payments.policy import (
     AttemptStatus,
+    RefundResult,
     Result,
     Unanswered,
 )
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from botplane.billing.payments.policy import Charge
+    from botplane.billing.payments.policy import Charge, Refund
     from botplane.billing.settlement import ChargeLimits
 
 
@@ -37,6 +38,8 @@ class FakeProcessor:
         faults: What goes wrong with the next calls, in their order; None: nothing.
         declines: Decline codes by payment method.
         captured: Every payment that was made, by idempotency key.
+        refunded: Every refund that was made, by idempotency key.
+        refuses_refunds: Whether it makes none.
     """
 
     name: str = "fake"
@@ -44,9 +47,12 @@ class FakeProcessor:
     faults: list[Fault | None] = field(default_factory=list)
     declines: dict[str, str] = field(default_factory=dict)
     captured: dict[str, Charge] = field(default_factory=dict)
+    refunded: dict[str, Refund] = field(default_factory=dict)
+    refuses_refunds: bool = False
     _results: dict[str, Result] = field(default_factory=dict)
     _invoices: dict[UUID, list[str]] = field(default_factory=dict)
     _charges: dict[str, Charge] = field(default_factory=dict)
+    _refunds: dict[str, tuple[str, RefundResult]] = field(default_factory=dict)
 
     def charge(self, charge: Charge) -> Result:
         """Collect once per key."""
@@ -67,6 +73,34 @@ class FakeProcessor:
         if fault is not None:
             raise Unanswered("The look-up was lost.")
         return [self._results[key] for key in self._invoices.get(invoice_id, [])]
+
+    def refund(self, refund: Refund) -> RefundResult:
+        """Pay back once per key."""
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is Fault.LOST_REQUEST:
+            raise Unanswered("The request was lost.")
+        key = refund.idempotency_key
+        if key not in self._refunds:
+            status = AttemptStatus.FAILED if self.refuses_refunds else AttemptStatus.SUCCEEDED
+            result = RefundResult(
+                reference=refund.reference,
+                status=status,
+                processor_ref=f"fake_{key}",
+                decline_code="refused" if self.refuses_refunds else None,
+            )
+            self._refunds[key] = (refund.payment_ref, result)
+            if status is AttemptStatus.SUCCEEDED:
+                self.refunded[key] = refund
+        if fault is Fault.LOST_ANSWER:
+            raise Unanswered("The answer was lost.")
+        return self._refunds[key][1]
+
+    def refunds(self, payment_ref: str) -> Sequence[RefundResult]:
+        """Return what was decided about a payment."""
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is not None:
+            raise Unanswered("The look-up was lost.")
+        return [result for payment, result in self._refunds.values() if payment == payment_ref]
 
     def confirm(self, invoice_id: UUID) -> None:
         """Let the last attempt of an invoice succeed after all, as its payer can make it."""

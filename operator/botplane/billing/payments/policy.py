@@ -85,6 +85,34 @@ class Result:
     decline_code: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Refund:
+    """What a processor is asked to pay back of a payment.
+
+    Attributes:
+        reference: Of who asked; unique for the tenant.
+        payment_ref: The payment, by the processor's own name.
+        idempotency_key: It makes a repeated request one refund.
+    """
+
+    tenant_id: UUID
+    invoice_id: UUID
+    reference: str
+    payment_ref: str
+    amount_minor: int
+    idempotency_key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefundResult:
+    """What a processor says about one refund."""
+
+    reference: str
+    status: AttemptStatus
+    processor_ref: str | None
+    decline_code: str | None = None
+
+
 class Unanswered(Exception):  # noqa: N818 - not an error of ours, and the outcome is open
     """The processor did not answer, or not with an outcome: the payment may have happened."""
 
@@ -105,6 +133,20 @@ class Processor(Protocol):
 
     def lookup(self, invoice_id: UUID) -> Sequence[Result]:
         """Return every attempt that the processor knows of an invoice.
+
+        Raises:
+            Unanswered: The processor did not answer.
+        """
+
+    def refund(self, refund: Refund) -> RefundResult:
+        """Pay back once, however often it is called with one key.
+
+        Raises:
+            Unanswered: It is not known what happened.
+        """
+
+    def refunds(self, payment_ref: str) -> Sequence[RefundResult]:
+        """Return every refund that the processor knows of a payment.
 
         Raises:
             Unanswered: The processor did not answer.
@@ -155,6 +197,11 @@ def _may_charge(unpaid: Unpaid, method_since: datetime, now: datetime) -> bool:
     return (
         len(tried) <= len(RETRY_AFTER) and now >= tried[-1].changed_at + RETRY_AFTER[len(tried) - 1]
     )
+
+
+def refund_key(tenant_id: UUID, reference: str) -> str:
+    """Return the key of a refund: the same one whenever it is sent again."""
+    return f"refund/{tenant_id}/{reference}"
 
 
 def idempotency_key(invoice_id: UUID, attempt_no: int) -> str:

@@ -1,7 +1,7 @@
 """Payments by Stripe: one PaymentIntent per attempt, found again by its metadata.
 
-Only the two calls that collecting needs, over the standard library. Amounts are minor units, as
-Stripe takes them; in currencies of three decimals they end in 0.
+Only the calls that collecting and paying back need, over the standard library. Amounts are minor
+units, as Stripe takes them; in currencies of three decimals they end in 0.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
-from botplane.billing.payments.policy import AttemptStatus, Result, Unanswered
+from botplane.billing.payments.policy import (
+    AttemptStatus,
+    RefundResult,
+    Result,
+    Unanswered,
+)
 from botplane.billing.settlement import ChargeLimits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from botplane.billing.payments.policy import Charge
+    from botplane.billing.payments.policy import Charge, Refund
 
 API = "https://api.stripe.com"
 API_VERSION = "2025-03-31.basil"
@@ -46,6 +51,11 @@ _STATUS = {
     "processing": AttemptStatus.PROCESSING,
     "requires_action": AttemptStatus.REQUIRES_ACTION,
     "requires_payment_method": AttemptStatus.FAILED,
+    "canceled": AttemptStatus.FAILED,
+}
+_REFUND_STATUS = {
+    "succeeded": AttemptStatus.SUCCEEDED,
+    "failed": AttemptStatus.FAILED,
     "canceled": AttemptStatus.FAILED,
 }
 _REFUSED = (400, 402, 404)
@@ -103,6 +113,37 @@ class StripeProcessor:
             if intent["metadata"].get("invoice_id") == str(invoice_id)
         ]
 
+    def refund(self, refund: Refund) -> RefundResult:
+        """Pay back to the card that paid."""
+        code, answer = self._call(
+            "POST",
+            "/v1/refunds",
+            {
+                "payment_intent": refund.payment_ref,
+                "amount": refund.amount_minor,
+                "metadata[invoice_id]": refund.invoice_id,
+                "metadata[tenant_id]": refund.tenant_id,
+                "metadata[reference]": refund.reference,
+            },
+            refund.idempotency_key,
+        )
+        if code == http.HTTPStatus.OK:
+            return _refund_result(answer)
+        return RefundResult(
+            reference=refund.reference,
+            status=AttemptStatus.FAILED,
+            processor_ref=None,
+            decline_code=answer.get("error", {}).get("code") or "refused",
+        )
+
+    def refunds(self, payment_ref: str) -> Sequence[RefundResult]:
+        """List what was paid back; unlike a search, a list knows it at once."""
+        query = {"payment_intent": payment_ref, "limit": SEARCHED}
+        code, answer = self._call("GET", "/v1/refunds", query)
+        if code != http.HTTPStatus.OK:
+            raise Unanswered(f"Stripe refused a list of refunds with {code}.")
+        return [_refund_result(refund) for refund in answer["data"]]
+
     def _call(
         self, method: str, path: str, fields: Mapping[str, Any], key: str | None = None
     ) -> tuple[int, Any]:
@@ -143,4 +184,16 @@ def _result(intent: Mapping[str, Any], attempt_no: int) -> Result:
         status=status,
         processor_ref=intent["id"],
         decline_code=code if failed else None,
+    )
+
+
+def _refund_result(refund: Mapping[str, Any]) -> RefundResult:
+    """Read a refund; one that somebody made at Stripe itself goes by its id there."""
+    status = _REFUND_STATUS.get(refund["status"], AttemptStatus.PROCESSING)
+    failed = status is AttemptStatus.FAILED
+    return RefundResult(
+        reference=refund["metadata"].get("reference") or refund["id"],
+        status=status,
+        processor_ref=refund["id"],
+        decline_code=refund.get("failure_reason") or refund["status"] if failed else None,
     )

@@ -68,6 +68,17 @@ FULL JOIN (SELECT tenant_id, txn_key, amount_minor FROM ledger_entry
     ON e.tenant_id = a.tenant_id AND e.txn_key = a.txn_key
 WHERE COALESCE(a.amount_minor, 0) <> COALESCE(e.amount_minor, 0)
 
+-- ledger_is_refunds --
+SELECT COALESCE(r.tenant_id, e.tenant_id)::text AS tenant,
+    COALESCE(r.txn_key, e.txn_key) AS subject, COALESCE(-r.amount_minor, 0)::text AS expected,
+    COALESCE(e.amount_minor, 0)::text AS found
+FROM (SELECT tenant_id, 'refund/' || reference AS txn_key, amount_minor
+    FROM refund WHERE status = 'succeeded') r
+FULL JOIN (SELECT tenant_id, txn_key, amount_minor FROM ledger_entry
+    WHERE account = 'cash' AND txn_key LIKE 'refund/%%') e
+    ON e.tenant_id = r.tenant_id AND e.txn_key = r.txn_key
+WHERE COALESCE(-r.amount_minor, 0) <> COALESCE(e.amount_minor, 0)
+
 -- receivable_is_unpaid --
 SELECT COALESCE(e.tenant_id, o.tenant_id)::text AS tenant, 'receivable' AS subject,
     COALESCE(o.open_minor, 0)::text AS expected, COALESCE(e.amount_minor, 0)::text AS found
@@ -123,3 +134,11 @@ SELECT a.tenant_id, a.invoice_id, i.number, count(*) FILTER (WHERE a.status = 's
 FROM payment_attempt a JOIN invoice i ON i.tenant_id = a.tenant_id AND i.invoice_id = a.invoice_id
 WHERE a.processor = %(processor)s AND a.changed_at >= %(since)s
 GROUP BY a.tenant_id, a.invoice_id, i.number
+
+-- refunded_by_processor --
+-- Payments that a processor collected lately, and how many refunds of each are recorded.
+SELECT a.tenant_id, i.number, a.processor_ref, (SELECT count(*) FROM refund r
+    WHERE r.tenant_id = a.tenant_id AND r.invoice_id = a.invoice_id
+        AND r.attempt_no = a.attempt_no AND r.status = 'succeeded')
+FROM payment_attempt a JOIN invoice i ON i.tenant_id = a.tenant_id AND i.invoice_id = a.invoice_id
+WHERE a.processor = %(processor)s AND a.status = 'succeeded' AND a.changed_at >= %(since)s

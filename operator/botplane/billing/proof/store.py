@@ -16,12 +16,13 @@ from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
+    from uuid import UUID
 
     from psycopg import Connection
 
-    from botplane.billing.payments.policy import Processor
+    from botplane.billing.payments.policy import Processor, RefundResult, Result
 
 SQL = load_queries(__package__)
 
@@ -30,6 +31,7 @@ CHECKS = {
     "intervals = pods": "intervals_are_pods",
     "invoices = ledger": "invoices_are_ledger",
     "ledger = payments": "ledger_is_payments",
+    "ledger = refunds": "ledger_is_refunds",
     "receivable = unpaid": "receivable_is_unpaid",
     "customer credit = grants": "credit_is_granted",
     "ledger sums to zero": "ledger_balances",
@@ -116,7 +118,7 @@ def _rebuild(row: dict[str, Any], parts: Mapping[str, list[dict[str, Any]]]) -> 
 def compare_processor(
     conn: Connection[Any], processor: Processor, since: datetime
 ) -> list[Difference]:
-    """Return the invoices on which the processor collected another number of times than we know.
+    """Return the invoices for which the processor collected or paid back more or less than we know.
 
     Raises:
         Unanswered: The processor did not answer.
@@ -124,21 +126,31 @@ def compare_processor(
     given = {"processor": processor.name, "since": since}
     with translated_errors(), conn.transaction():
         rows = conn.execute(SQL["paid_by_processor"], given).fetchall()
+        refunded = conn.execute(SQL["refunded_by_processor"], given).fetchall()
     differences = []
     for tenant_id, invoice_id, number, recorded in rows:
-        results = processor.lookup(invoice_id)
-        paid = sum(result.status is AttemptStatus.SUCCEEDED for result in results)
+        paid = _successes(processor.lookup(invoice_id))
         if paid != recorded:
-            differences.append(
-                Difference(
-                    check=COLLECTED,
-                    tenant=str(tenant_id),
-                    subject=f"invoice {number}",
-                    expected=f"{paid} payments",
-                    found=f"{recorded} recorded",
-                )
-            )
+            differences.append(_collected(tenant_id, number, f"{paid} payments", recorded))
+    for tenant_id, number, payment_ref, recorded in refunded:
+        back = _successes(processor.refunds(payment_ref))
+        if back != recorded:
+            differences.append(_collected(tenant_id, number, f"{back} refunds", recorded))
     return differences
+
+
+def _successes(results: Sequence[Result] | Sequence[RefundResult]) -> int:
+    return sum(result.status is AttemptStatus.SUCCEEDED for result in results)
+
+
+def _collected(tenant_id: UUID, number: str, expected: str, recorded: int) -> Difference:
+    return Difference(
+        check=COLLECTED,
+        tenant=str(tenant_id),
+        subject=f"invoice {number}",
+        expected=expected,
+        found=f"{recorded} recorded",
+    )
 
 
 def verify_audit(conn: Connection[Any], known: list[Head]) -> list[Difference]:
