@@ -12,7 +12,10 @@ from uuid import UUID
 
 import structlog
 
+from botplane.api.conditions import Finding
 from botplane.billing import store as billing_store
+from botplane.billing.dunning.policy import notice_finding as dunning_finding
+from botplane.billing.dunning.store import take_untold
 from botplane.billing.payments.store import overdue_tenants
 from botplane.billing.pricebook import PriceBook
 from botplane.errors import Rejected, Retryable
@@ -25,8 +28,9 @@ from botplane.tenants.reconcile import Accounts
 from botplane.usage import store as usage_store
 from botplane.usage.forecast.policy import status_texts
 from botplane.usage.forecast.store import forecast_pass
-from botplane.usage.standing import LimitState, Notice, Standing
+from botplane.usage.standing import LimitState, Standing
 from botplane.usage.status import bot_figures, limit_verdict, tenant_figures
+from botplane.usage.status import notice_finding as limit_finding
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -43,7 +47,7 @@ class Reading(NamedTuple):
     blocked: frozenset[UUID]
     over_limit: frozenset[UUID]
     overdue: set[UUID]
-    notices: list[Notice]
+    warnings: list[tuple[UUID, Finding]]
 
     def holds(self, tenant_id: UUID) -> frozenset[str]:
         """Return why a tenant has to be suspended."""
@@ -62,7 +66,8 @@ class News(NamedTuple):
 
     moved: list[str]
     """Uids of tenants and bots whose status shall change."""
-    notices: list[Notice]
+    warnings: list[tuple[UUID, Finding]]
+    """What tenants are told, once."""
     is_back: bool
     """Postgres was away: who could not be registered meanwhile may try again."""
 
@@ -133,7 +138,7 @@ class Postgres:
             del self._states[uid]
         first, self._has_read = not self._has_read, True
         changed = [*self._states, *self._figures] if first else [*map(str, moved), *gone]
-        return News(changed, reading.notices, is_back)
+        return News(changed, reading.warnings, is_back)
 
     def _moves(self, tenant_id: UUID, reading: Reading) -> bool:
         stand, uid = reading.stands.get(tenant_id), str(tenant_id)
@@ -213,11 +218,15 @@ def _is_first(last: dict[str, Any] | None, figures: dict[str, Any] | None) -> bo
 def _read(conn: Any, now: datetime) -> Reading:
     stands, bots = usage_store.standings(conn, now)
     notices = usage_store.enforce_limits(conn, stands.values(), now)
+    unpaid = take_untold(conn, now)
     return Reading(
         stands=stands,
         bots=bots,
         blocked=usage_store.blocked_tenants(conn),
         over_limit=usage_store.over_limit_tenants(conn, now),
         overdue=overdue_tenants(conn),
-        notices=notices,
+        warnings=[
+            *((notice.tenant_id, limit_finding(notice)) for notice in notices),
+            *((notice.tenant_id, dunning_finding(notice)) for notice in unpaid),
+        ],
     )

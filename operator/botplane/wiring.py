@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from uuid import UUID
 
 import structlog
 
@@ -16,6 +17,7 @@ from botplane.api import labels as lb
 from botplane.api.conditions import (
     SUMMARY_TYPES,
     ConditionStatus,
+    Finding,
     Outcome,
     Verdict,
     summarize,
@@ -51,8 +53,6 @@ from botplane.telemetry import metrics
 from botplane.telemetry.logs import configure
 from botplane.tenants.purge import purge
 from botplane.tenants.reconcile import Capacity, Site, TenantReconciler
-from botplane.usage.standing import Notice
-from botplane.usage.status import notice_finding
 
 log = structlog.get_logger()
 
@@ -306,19 +306,19 @@ class Operator:
                     self._add(key)
             for key in self._neighbours.by_uid(news.moved):
                 self._add(key)
-            await self._tell(news.notices)
+            await self._tell(news.warnings)
             # At many tenants the question itself takes seconds: ask less often.
             took = time.monotonic() - started
             await asyncio.sleep(max(USAGE_SECONDS, 10 * took))
 
-    async def _tell(self, notices: Sequence[Notice]) -> None:
-        """Post the Events of warnings; the condition WithinLimits says them too."""
-        keys = self._neighbours.by_uid(str(notice.tenant_id) for notice in notices)
+    async def _tell(self, warnings: Sequence[tuple[UUID, Finding]]) -> None:
+        """Post the Events of warnings about limits and unpaid invoices."""
+        keys = self._neighbours.by_uid(str(tenant_id) for tenant_id, _ in warnings)
         tenants = {self._objects.uid(key): self._objects.get(key) for key in keys}
-        for notice in notices:
-            body = tenants.get(str(notice.tenant_id))
+        for tenant_id, finding in warnings:
+            body = tenants.get(str(tenant_id))
             if body is not None:
-                await self._status.warn(body, notice_finding(notice))
+                await self._status.warn(body, finding)
 
     async def _foresee(self) -> None:
         """Estimate what the running periods will cost; at many tenants less often."""

@@ -74,6 +74,32 @@ def test_each_warning_of_a_limit_is_an_event_once(world: World) -> None:
     assert warnings() == ["100 %", "50 % ", "80 % ", "90 % "]
 
 
+def test_step_of_dunning_is_an_event_once(world: World) -> None:
+    tenant, number = _indebted(world)
+
+    def dues() -> list[str]:
+        found = world.installed.get("events", "-n", "default")["items"]
+        return [
+            event["message"]
+            for event in found
+            if event["involvedObject"]["name"] == tenant and event["reason"] == "PaymentDue"
+        ]
+
+    world.installed.botplane("billing", "run")
+    world.eventually(lambda: len(dues()) == 1, "the notice is posted")
+    world.installed.kill9("operator")
+    world.installed.start("operator")
+    world.installed.botplane("billing", "run")
+    other, _ = _indebted(world)
+    world.installed.botplane("billing", "run")
+    shown = world.installed.botplane("payment", "notices", tenant)
+
+    [message] = dues()
+    assert message.startswith(f"Invoice {number} over ")
+    assert shown.count(message) == 1
+    assert world.installed.botplane("payment", "notices", other).count("Invoice") == 1
+
+
 def test_an_overdue_tenant_resumes_when_it_has_paid(
     world: World, books: psycopg.Connection[Any]
 ) -> None:

@@ -14,6 +14,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from botplane.billing.payments.run import collect
 from botplane.billing.run import billing_run
 from botplane.billing.store import publish_plan
 from botplane.tenants.accounts import TenantAccount
@@ -134,7 +135,26 @@ def test_invoices_are_those_of_the_key_alone(
     assert nobody == {"invoices": []}
 
 
-@pytest.mark.parametrize("path", ["/v1/usage", "/v1/invoices"])
+def test_notices_are_those_of_the_key_alone(
+    web: Web, conn: psycopg.Connection[Any], acme: TenantAccount
+) -> None:
+    now = datetime.now(UTC)
+    other = an_account("other", subscription_start=acme.subscription_start)
+    register_tenant(conn, other, acme.subscription_start)
+    complete_until(conn, now)
+    billing_run(conn, now)
+    collect(conn, None, now)
+
+    _, mine = read(web, "/v1/notices", a_key(conn, acme.tenant_id, scopes=READ))
+    _, invoices = read(web, "/v1/invoices", a_key(conn, acme.tenant_id, scopes=READ))
+
+    owed = {invoice["number"] for invoice in invoices["invoices"]}
+    assert {notice["invoice"] for notice in mine["notices"]} == owed
+    assert {notice["kind"] for notice in mine["notices"]} == {"due"}
+    assert all(notice["invoice"] in notice["message"] for notice in mine["notices"])
+
+
+@pytest.mark.parametrize("path", ["/v1/usage", "/v1/invoices", "/v1/notices"])
 def test_key_without_the_scope_reads_nothing(
     web: Web, conn: psycopg.Connection[Any], acme: TenantAccount, path: str
 ) -> None:

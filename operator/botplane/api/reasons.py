@@ -85,6 +85,10 @@ REASONS: Final[dict[str, Reason]] = {
     "InternalError": Reason("botplane met a bug.", "Look at the operator's log and report it."),
     "InvalidObject": Reason("The API server found an object invalid.", "Change what it names."),
     "Isolated": Reason("Traffic is denied by default and allowed by rule."),
+    "InvoiceUncollectible": Reason(
+        "An invoice was not paid in time and is written off; the tenant is overdue.",
+        "Pay it; bots resume by themselves.",
+    ),
     "KindNotServed": Reason("The API server does not know a kind.", "Install its definition."),
     "LimitNear": Reason(
         "Half, 80 or 90 percent of a limit of the billing period is used.",
@@ -117,6 +121,20 @@ REASONS: Final[dict[str, Reason]] = {
     ),
     "OverrideNotAllowed": Reason(
         "An override is above the plan's ceiling; the ceiling is used.", "Lower it."
+    ),
+    "PaymentConfirmationNeeded": Reason(
+        "A payment waits for its payer.", "Confirm it at the payment processor."
+    ),
+    "PaymentDeclined": Reason(
+        "A payment was declined.", "Nothing: it is tried again on the day that the message names."
+    ),
+    "PaymentDue": Reason(
+        "An invoice is not paid, and there is no payment method.",
+        "Pay by transfer, or set one with `botplane payment method`.",
+    ),
+    "PaymentMethodNeeded": Reason(
+        "A payment was declined and is not tried again with this method.",
+        "Set another one with `botplane payment method`.",
     ),
     "PaymentOverdue": Reason("An invoice is overdue.", "Pay it; bots resume by themselves."),
     "PlanJustPublished": Reason("Prices changed twice in a second.", "It is tried again."),
@@ -199,8 +217,9 @@ def events_page() -> str:
     types = {name: "Normal" if name in READY_REASONS else "Warning" for name in names}
     about = (
         "An event is posted when `Ready` of a Tenant, BotDeployment or Plan changes its status or\n"
-        "reason, and when a tenant reaches 50, 80, 90 and 100 percent of a limit, once per\n"
-        "billing period. Events of cluster-scoped kinds are in the namespace `default`."
+        "reason, when a tenant reaches 50, 80, 90 and 100 percent of a limit, once per billing\n"
+        "period, and at each step of the dunning of an unpaid invoice. Events of cluster-scoped\n"
+        "kinds are in the namespace `default`."
     )
     rows = [f"| `{name}` | {types[name]} | {REASONS[name].meaning} |" for name in names]
     head = ["# Events", "", about, "", "| reason | type | meaning |", "|---|---|---|"]

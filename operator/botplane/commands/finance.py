@@ -129,6 +129,15 @@ def payment_record(
     ask(lambda conn, now: store.record_transfer(conn, invoice_number, reference, actor, now))
 
 
+@payment.command("notices")
+def payment_notices(tenant: TenantName) -> None:
+    """Show what a tenant was told of its unpaid invoices, the newest first."""
+    from botplane.billing.dunning import policy, store
+
+    for notice in ask(lambda conn, _: store.notices_by_name(conn, tenant)):
+        typer.echo(f"{notice.noticed_at:%Y-%m-%d %H:%M}  {policy.text(notice)}")
+
+
 @payment.command("refund")
 def payment_refund(
     invoice_number: Annotated[str, typer.Argument(help="Such as INV-2026-000001.")],

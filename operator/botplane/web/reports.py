@@ -1,4 +1,4 @@
-"""`GET /v1/usage` and `GET /v1/invoices`: what the key's own tenant used and owes."""
+"""`GET /v1/usage`, `/v1/invoices` and `/v1/notices`: what the key's own tenant used and owes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from botplane.billing.dunning.policy import notice_document
+from botplane.billing.dunning.store import notices_of
 from botplane.errors import Rejected
 from botplane.usage import store as usage_store
 from botplane.usage.documents import standing_document
@@ -43,6 +45,13 @@ def reports_router(bearers: Bearers, call: Call, clock: Callable[[], datetime]) 
         return JSONResponse(
             {"invoices": await asyncio.to_thread(call, store.invoices, key.tenant_id)}
         )
+
+    @router.get("/v1/notices")
+    async def get_notices(request: Request) -> JSONResponse:
+        """What the tenant was told of unpaid invoices, the newest first, a hundred at most."""
+        key = await bearers.key_of(request.headers.get("authorization"), "usage:read")
+        found = await asyncio.to_thread(call, notices_of, key.tenant_id)
+        return JSONResponse({"notices": [notice_document(notice) for notice in found]})
 
     return router
 

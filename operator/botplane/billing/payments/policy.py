@@ -183,20 +183,23 @@ def next_step(unpaid: Unpaid, now: datetime) -> Step:
     if last is not None and last.status in OPEN:
         waits_for_tenant = last.status is AttemptStatus.REQUIRES_ACTION
         return Step.GIVE_UP if late and waits_for_tenant else Step.LOOK_UP
-    if unpaid.method_since is not None and _may_charge(unpaid, unpaid.method_since, now):
+    due = next_try(unpaid)
+    if due is not None and now >= due:
         return Step.CHARGE
     return Step.GIVE_UP if late else Step.WAIT
 
 
-def _may_charge(unpaid: Unpaid, method_since: datetime, now: datetime) -> bool:
-    tried = [attempt for attempt in unpaid.attempts if attempt.created_at >= method_since]
+def next_try(unpaid: Unpaid) -> datetime | None:
+    """Return when an invoice without an open attempt is charged by itself; None: not as it is."""
+    if unpaid.method_since is None:
+        return None
+    tried = [attempt for attempt in unpaid.attempts if attempt.created_at >= unpaid.method_since]
     if not tried:
-        return True
-    if unpaid.is_given_up or tried[-1].decline_code in HARD_DECLINES:
-        return False
-    return (
-        len(tried) <= len(RETRY_AFTER) and now >= tried[-1].changed_at + RETRY_AFTER[len(tried) - 1]
-    )
+        return unpaid.method_since
+    is_over = len(tried) > len(RETRY_AFTER) or tried[-1].decline_code in HARD_DECLINES
+    if unpaid.is_given_up or is_over:
+        return None
+    return tried[-1].changed_at + RETRY_AFTER[len(tried) - 1]
 
 
 def refund_key(tenant_id: UUID, reference: str) -> str:

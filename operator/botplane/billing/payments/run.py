@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from botplane.billing.dunning.store import give_notices
 from botplane.billing.payments import store
 from botplane.billing.payments.policy import (
     KEY_LIFETIME,
@@ -47,17 +48,25 @@ def collect(conn: Connection[Any], processor: Processor | None, now: datetime) -
         read_events(conn, processor, now)
     counts = dict.fromkeys(Step, 0)
     unanswered = 0
-    for invoice in store.unpaid_invoices(conn):
-        method_since = None if processor is None else invoice.unpaid.method_since
-        step = next_step(replace(invoice.unpaid, method_since=method_since), now)
+    for invoice in _unpaid(conn, processor):
+        step = next_step(invoice.unpaid, now)
         counts[step] += 1
         try:
             _take(conn, processor, (invoice, step), now)
         except Unanswered:
             unanswered += 1
+    give_notices(conn, _unpaid(conn, processor), now)
     return CollectReport(
         charged=counts[Step.CHARGE], unanswered=unanswered, given_up=counts[Step.GIVE_UP]
     )
+
+
+def _unpaid(conn: Connection[Any], processor: Processor | None) -> list[store.UnpaidInvoice]:
+    """Return what is unpaid; without a processor no payment method can be charged."""
+    found = store.unpaid_invoices(conn)
+    if processor is not None:
+        return found
+    return [replace(one, unpaid=replace(one.unpaid, method_since=None)) for one in found]
 
 
 def _take(

@@ -1,0 +1,42 @@
+-- What tenants are told of unpaid invoices.
+
+CREATE TABLE dunning_notice (
+    tenant_id uuid NOT NULL,
+    invoice_id uuid NOT NULL,
+    step text NOT NULL CHECK (step <> ''),
+    kind text NOT NULL CHECK (kind IN ('declined', 'method_needed', 'confirmation_needed', 'due',
+        'given_up')),
+    amount_minor minor NOT NULL CHECK (amount_minor > 0),
+    decline_code text,
+    next_at timestamptz,
+    noticed_at timestamptz NOT NULL,
+    told_at timestamptz,
+    PRIMARY KEY (tenant_id, invoice_id, step),
+    FOREIGN KEY (tenant_id, invoice_id) REFERENCES invoice
+);
+COMMENT ON TABLE dunning_notice IS 'Each step of dunning once per invoice.';
+COMMENT ON COLUMN dunning_notice.step IS 'attempt-<no>, day-<no> after issue, or given-up.';
+COMMENT ON COLUMN dunning_notice.amount_minor IS 'What was open then.';
+COMMENT ON COLUMN dunning_notice.next_at IS 'When the payment is tried again by itself.';
+COMMENT ON COLUMN dunning_notice.told_at IS 'When the operator posted it as an Event.';
+CREATE INDEX dunning_notice_untold ON dunning_notice (noticed_at) WHERE told_at IS NULL;
+
+CREATE FUNCTION dunning_notice_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.told_at IS NOT NULL OR to_jsonb(NEW) - 'told_at' IS DISTINCT FROM to_jsonb(OLD) - 'told_at'
+    THEN
+        RAISE EXCEPTION 'notice % is given', OLD.step USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER dunning_notice_guard BEFORE UPDATE ON dunning_notice
+    FOR EACH ROW EXECUTE FUNCTION dunning_notice_guard();
+CREATE TRIGGER no_delete BEFORE DELETE ON dunning_notice
+    FOR EACH ROW EXECUTE FUNCTION forbid_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON dunning_notice
+    FOR EACH STATEMENT EXECUTE FUNCTION forbid_change();
+
+SELECT secure_tenant_tables();
+SELECT grant_writes('botplane_billing', 'INSERT', ARRAY['dunning_notice']);
+SELECT grant_writes('botplane_operator', 'UPDATE (told_at)', ARRAY['dunning_notice']);
+SELECT grant_writes('botplane_tenant', 'SELECT', ARRAY['dunning_notice']);
