@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import signal
 import sys
 import threading
@@ -218,7 +219,8 @@ def key_create(
     from botplane.metering.events import store
 
     scopes = ("usage:read", "usage:write") if write else ("usage:read",)
-    typer.echo(ask(lambda conn, now: store.create_tenant_key(conn, tenant, scopes, now)))
+    actor = getpass.getuser()
+    typer.echo(ask(lambda conn, now: store.create_tenant_key(conn, tenant, scopes, actor, now)))
 
 
 @key.command("revoke")
@@ -228,7 +230,8 @@ def key_revoke(
     """End a key of the tenant or of one of its bots; within ten seconds nothing accepts it."""
     from botplane.metering.events import store
 
-    ask(lambda conn, now: store.revoke_tenant_key(conn, tenant, key_id, now))
+    actor = getpass.getuser()
+    ask(lambda conn, now: store.revoke_tenant_key(conn, tenant, key_id, actor, now))
     typer.echo(f"Key {key_id} of tenant {tenant} is revoked.")
 
 

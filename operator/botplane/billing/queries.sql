@@ -255,6 +255,17 @@ JOIN unnest(%(numbers)s::integer[], %(kinds)s::text[], %(accounts)s::text[], %(m
     AS e (n, kind, account, minor) ON e.n = i.n
 ORDER BY i.tenant_id, e.kind, i.invoice_id
 
+-- audit_corrections --
+-- In one chain: a lock for each of thousands of tenants would be too many.
+SELECT audit_append('system', 'billing-run', 'invoice.correct', v.number, jsonb_build_object(
+    'tenant', v.tenant_id, 'corrects', c.numbers, 'amountMinor', c.minor), %(now)s)
+FROM (SELECT l.n, array_agg(DISTINCT l.detail ->> 'number') AS numbers,
+        sum(l.amount_minor)::bigint AS minor
+    FROM rated_line l WHERE l.corrects_key IS NOT NULL GROUP BY l.n) c
+JOIN issued_invoice i ON i.n = c.n
+JOIN invoice v ON v.tenant_id = i.tenant_id AND v.invoice_id = i.invoice_id
+ORDER BY v.number
+
 -- close_periods --
 UPDATE billing_period b SET state = 'closed', parked_reason = NULL
 FROM unnest(%(tenants)s::uuid[], %(periods)s::text[]) AS n (tenant_id, period)

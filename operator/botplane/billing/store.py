@@ -283,8 +283,9 @@ def _issue(conn: Connection[Any], periods: Sequence[BilledPeriod], issue: Issue)
         "periods": [billed.period for billed in periods],
     }
     charges = _charges(conn, periods, names)
-    for n, corrections in _corrections(conn, periods, charges).items():
-        charges[n] += corrections
+    corrections = _corrections(conn, periods, charges)
+    for n, lines in corrections.items():
+        charges[n] += lines
     moment = issue.now.replace(microsecond=0)
     settled = _settled(conn, periods, charges, issue)
     numbers = _take_numbers(conn, len(settled), issue.now)
@@ -298,6 +299,8 @@ def _issue(conn: Connection[Any], periods: Sequence[BilledPeriod], issue: Issue)
         for (n, invoice_id, content, account), number in zip(settled, numbers, strict=True)
     ]
     _insert_invoices(conn, issued)
+    if corrections:
+        conn.execute(SQL["audit_corrections"], {"now": moment})
     conn.execute(SQL["close_periods"], names)
 
 

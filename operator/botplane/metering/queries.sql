@@ -63,6 +63,18 @@ FROM jsonb_to_recordset(%(gaps)s) AS g (tenant_id uuid, pod_uid uuid, container 
     starts_at timestamptz, ends_at timestamptz, reason text)
 ON CONFLICT DO NOTHING;
 
+-- note_forced --
+-- Pods that a person has settled by force, each once.
+WITH forced AS (
+    UPDATE pod AS p SET forced_at = %(now)s
+    FROM jsonb_to_recordset(%(pods)s) AS s (tenant_id uuid, pod_uid uuid)
+    WHERE p.tenant_id = s.tenant_id AND p.pod_uid = s.pod_uid AND p.forced_at IS NULL
+    RETURNING p.tenant_id, p.pod_uid, p.namespace, p.name
+)
+SELECT audit_append('tenant/' || o.tenant_id, 'metering', 'pod.force_settle',
+    o.namespace || '/' || o.name, jsonb_build_object('podUid', o.pod_uid), %(now)s)
+FROM (SELECT * FROM forced ORDER BY tenant_id, pod_uid) AS o;
+
 -- mark_settled --
 -- These pods have told their last second.
 UPDATE pod AS p SET settled_at = %(now)s

@@ -179,6 +179,13 @@ def _settle(connection: Connection, looks: Sequence[Look], now: datetime) -> dic
         connection.execute(QUERIES["write_intervals"], {"intervals": Jsonb(intervals)})
     if gaps := [row for look, done in settled for row in _gap_rows(look, done)]:
         connection.execute(QUERIES["write_gaps"], {"gaps": Jsonb(gaps)})
+    forced = [
+        (look.account.tenant_id, look.pod.uid)
+        for look in looks
+        if look.pod.force_settle and look.pod.deletion_at is not None
+    ]
+    if forced:
+        connection.execute(QUERIES["note_forced"], {"pods": _keys(forced), "now": now})
     gone = [
         (look.account.tenant_id, look.pod.uid) for look in looks if look.sight.fate is Fate.GONE
     ]

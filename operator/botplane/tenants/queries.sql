@@ -3,8 +3,9 @@
 SELECT currency FROM plan WHERE plan = %(plan)s
 
 -- fixed_terms --
--- What a tenant was registered with and cannot change, and when it closed.
-SELECT currency, time_zone, anchor_day, closed_at FROM tenant WHERE tenant_id = %(tenant_id)s
+-- What a tenant was registered with and cannot change, its limit, and when it closed.
+SELECT currency, time_zone, anchor_day, spend_limit, closed_at FROM tenant
+WHERE tenant_id = %(tenant_id)s FOR NO KEY UPDATE
 
 -- use_time_zone --
 -- Fails for a zone that Postgres does not know; its list of names would take 50 ms to read.
@@ -29,6 +30,10 @@ ON CONFLICT (tenant_id) DO UPDATE
 SET organization_name = excluded.organization_name, admin_email = excluded.admin_email
 WHERE (p.organization_name, p.admin_email)
     IS DISTINCT FROM (excluded.organization_name, excluded.admin_email)
+
+-- audit --
+SELECT audit_append('tenant/' || %(tenant_id)s, 'tenant-reconciler', %(action)s, %(object)s,
+    %(payload)s, %(now)s)
 
 -- current_phase --
 SELECT plan, starts_at FROM subscription_phase

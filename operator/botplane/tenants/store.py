@@ -6,13 +6,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from psycopg.errors import InvalidParameterValue
+from psycopg.types.json import Jsonb
 
 from botplane.errors import Rejected, Retryable
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
+    from decimal import Decimal
     from uuid import UUID
 
     from psycopg import Connection
@@ -25,7 +28,8 @@ SQL = load_queries(__package__)
 def register_tenant(conn: Connection[Any], account: TenantAccount, now: datetime) -> None:
     """Record a tenant as it should be; change no row when it is so already.
 
-    A changed plan ends the current phase of the subscription now, to the second.
+    A changed plan ends the current phase of the subscription now, to the second. Changes of plan
+    and limit are in the audit chain of the tenant.
 
     Raises:
         Rejected: The name or namespace belongs to another open tenant, the tenant is closed, the
@@ -41,10 +45,12 @@ def register_tenant(conn: Connection[Any], account: TenantAccount, now: datetime
     }
     with translated_errors(verdicts), conn.transaction():
         _check_plan(conn, account)
-        _check_fixed_terms(conn, account)
+        limit = _check_fixed_terms(conn, account)
         row = asdict(account) | {"now": now}
         conn.execute(SQL["upsert_tenant"], row)
         conn.execute(SQL["upsert_profile"], row)
+        if limit is not None and limit[0] != account.spend_limit:
+            _record(conn, row, ("limit.change", "spend"), (limit[0], account.spend_limit))
         _subscribe(conn, account, now.replace(microsecond=0))
 
 
@@ -73,7 +79,10 @@ def _check_plan(conn: Connection[Any], account: TenantAccount) -> None:
         )
 
 
-def _check_fixed_terms(conn: Connection[Any], account: TenantAccount) -> None:
+def _check_fixed_terms(
+    conn: Connection[Any], account: TenantAccount
+) -> tuple[Decimal | None] | None:
+    """Return the spend limit until now; None for a tenant that is new."""
     row = conn.execute(SQL["fixed_terms"], {"tenant_id": account.tenant_id}).fetchone()
     if row is None:
         try:
@@ -81,8 +90,8 @@ def _check_fixed_terms(conn: Connection[Any], account: TenantAccount) -> None:
         except InvalidParameterValue:
             text = f"{account.time_zone} is not an IANA time zone."
             raise Rejected("TimeZoneUnknown", text) from None
-        return
-    *fixed, closed_at = row
+        return None
+    *fixed, limit, closed_at = row
     if closed_at is not None:
         raise Rejected("TenantClosed", f"Tenant {account.name} was closed at {closed_at}.")
     if fixed != [account.currency, account.time_zone, account.anchor_day]:
@@ -91,10 +100,11 @@ def _check_fixed_terms(conn: Connection[Any], account: TenantAccount) -> None:
             f"Tenant {account.name} is billed in {fixed[0]}, by the calendar of {fixed[1]}, from "
             f"day {fixed[2]} of the month; this cannot change. Restore it, or create a new tenant.",
         )
+    return (limit,)
 
 
 def _subscribe(conn: Connection[Any], account: TenantAccount, now: datetime) -> None:
-    row = {"tenant_id": account.tenant_id, "plan": account.plan}
+    row = {"tenant_id": account.tenant_id, "plan": account.plan, "now": now}
     phase = conn.execute(SQL["current_phase"], row).fetchone()
     if phase is None:
         start = account.subscription_start.replace(microsecond=0)
@@ -103,8 +113,22 @@ def _subscribe(conn: Connection[Any], account: TenantAccount, now: datetime) -> 
     plan, starts_at = phase
     if plan == account.plan:
         return
+    _record(conn, row, ("plan.change", account.plan), (plan, account.plan))
     if starts_at >= now:
         conn.execute(SQL["replace_phase"], row)
         return
     conn.execute(SQL["end_phase"], row | {"ends_at": now})
     conn.execute(SQL["open_phase"], row | {"starts_at": now})
+
+
+def _record(
+    conn: Connection[Any],
+    row: Mapping[str, Any],
+    entry: tuple[str, str],
+    change: tuple[object, object],
+) -> None:
+    """Append (action, object) and what changed to the audit chain, in the same transaction."""
+    before, after = (None if value is None else str(value) for value in change)
+    action, subject = entry
+    said = {"action": action, "object": subject, "payload": Jsonb({"from": before, "to": after})}
+    conn.execute(SQL["audit"], {**row, **said})

@@ -32,6 +32,7 @@ VALUES (%(tenant_id)s, %(code)s, %(percent)s, %(amount_minor)s, %(target)s, %(st
 -- end_coupon --
 UPDATE coupon_grant SET ends_at = greatest(%(now)s, starts_at + interval '1 second')
 WHERE tenant_id = %(tenant_id)s AND code = %(code)s AND COALESCE(ends_at > %(now)s, true)
+    AND ends_at IS DISTINCT FROM greatest(%(now)s, starts_at + interval '1 second')
 
 -- grant_credit --
 INSERT INTO credit_grant (tenant_id, credit_id, kind, amount_minor, expires_at, granted_at)

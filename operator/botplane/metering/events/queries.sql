@@ -81,6 +81,7 @@ SELECT early_rows()
 
 -- register_key --
 -- A known key is left as it is, unless it says something else now or was revoked.
+WITH written AS (
 INSERT INTO ingest_key AS k (tenant_id, key_id, bot_id, secret_hash, scopes, issued_at)
 VALUES (%(tenant_id)s, %(key_id)s, %(bot_id)s, %(secret_hash)s, %(scopes)s, %(now)s)
 ON CONFLICT (tenant_id, key_id) DO UPDATE
@@ -88,11 +89,21 @@ SET bot_id = excluded.bot_id, secret_hash = excluded.secret_hash, scopes = exclu
     issued_at = excluded.issued_at, revoked_at = NULL
 WHERE (k.bot_id, k.secret_hash, k.scopes) IS DISTINCT FROM
     (excluded.bot_id, excluded.secret_hash, excluded.scopes) OR k.revoked_at IS NOT NULL
+RETURNING k.tenant_id, k.key_id, k.bot_id, k.scopes
+)
+SELECT audit_append('tenant/' || w.tenant_id, %(actor)s, 'key.create', w.key_id,
+    jsonb_build_object('bot', w.bot_id, 'scopes', w.scopes), %(now)s)
+FROM written w
 
 -- revoke_keys --
-UPDATE ingest_key k SET revoked_at = %(now)s
-FROM unnest(%(tenants)s::uuid[], %(keys)s::text[]) AS r (tenant_id, key_id)
-WHERE k.tenant_id = r.tenant_id AND k.key_id = r.key_id AND k.revoked_at IS NULL
+WITH revoked AS (
+    UPDATE ingest_key k SET revoked_at = %(now)s
+    FROM unnest(%(tenants)s::uuid[], %(keys)s::text[]) AS r (tenant_id, key_id)
+    WHERE k.tenant_id = r.tenant_id AND k.key_id = r.key_id AND k.revoked_at IS NULL
+    RETURNING k.tenant_id, k.key_id
+)
+SELECT audit_append('tenant/' || o.tenant_id, %(actor)s, 'key.revoke', o.key_id, '{}', %(now)s)
+FROM (SELECT * FROM revoked ORDER BY tenant_id, key_id) AS o
 
 -- valid_keys --
 SELECT tenant_id, bot_id, secret_hash, scopes FROM ingest_key

@@ -29,6 +29,11 @@ COLUMNS: Final = (
 )
 """Types of the columns of `fill_stage`, as binary COPY needs them."""
 
+OPERATOR: Final = "operator"
+"""Who makes and ends the keys of bots, in the audit chains of their tenants."""
+KEYS_AT_ONCE: Final = 500
+"""In one transaction, which locks the audit chain of each of their tenants."""
+
 Key = tuple[UUID, str, str]
 Staged = tuple[int, "Batch", UsageEvent, bytes]
 RecordTrades = Callable[["Connection[Any]", Sequence[Trade]], object]
@@ -68,32 +73,47 @@ def secret_hash(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def register_keys(conn: Connection[Any], keys: Sequence[IngestKey], now: datetime) -> None:
+def register_keys(
+    conn: Connection[Any], keys: Sequence[IngestKey], now: datetime, actor: str = OPERATOR
+) -> None:
     """Let keys be used from now on; a known key that says the same is not written again.
 
     Raises:
-        Retryable: Postgres is away.
+        Retryable: Postgres is away; the next call goes on.
     """
-    with translated_errors(), conn.transaction(), conn.cursor() as cursor:
-        cursor.executemany(
-            SQL["register_key"],
-            [vars(key) | {"scopes": list(key.scopes), "now": now} for key in keys],
-        )
+    ordered = sorted(keys, key=lambda key: (key.tenant_id, key.key_id))
+    for start in range(0, len(ordered), KEYS_AT_ONCE):
+        rows = [
+            vars(key) | {"scopes": list(key.scopes), "now": now, "actor": actor}
+            for key in ordered[start : start + KEYS_AT_ONCE]
+        ]
+        with translated_errors(), conn.transaction(), conn.cursor() as cursor:
+            cursor.executemany(SQL["register_key"], rows)
 
 
-def revoke_keys(conn: Connection[Any], keys: Sequence[tuple[UUID, str]], now: datetime) -> int:
+def revoke_keys(
+    conn: Connection[Any],
+    keys: Sequence[tuple[UUID, str]],
+    now: datetime,
+    actor: str = OPERATOR,
+) -> int:
     """Let keys (tenant, key id) never be used again; return how many were valid until now.
 
     Raises:
-        Retryable: Postgres is away.
+        Retryable: Postgres is away; the next call goes on.
     """
-    names = {"tenants": [t for t, _ in keys], "keys": [k for _, k in keys], "now": now}
-    with translated_errors(), conn.transaction():
-        return conn.execute(SQL["revoke_keys"], names).rowcount
+    ordered, revoked = sorted(keys), 0
+    for start in range(0, len(ordered), KEYS_AT_ONCE):
+        some = ordered[start : start + KEYS_AT_ONCE]
+        names = {"tenants": [t for t, _ in some], "keys": [k for _, k in some]}
+        with translated_errors(), conn.transaction():
+            given = {**names, "now": now, "actor": actor}
+            revoked += conn.execute(SQL["revoke_keys"], given).rowcount
+    return revoked
 
 
 def create_tenant_key(
-    conn: Connection[Any], tenant: str, scopes: tuple[str, ...], now: datetime
+    conn: Connection[Any], tenant: str, scopes: tuple[str, ...], actor: str, now: datetime
 ) -> str:
     """Return a new bearer of an open tenant, `key_id.secret`; only its hash is stored.
 
@@ -109,11 +129,13 @@ def create_tenant_key(
         secret_hash=secret_hash(secret),
         scopes=scopes,
     )
-    register_keys(conn, [key], now)
+    register_keys(conn, [key], now, actor)
     return f"{key_id}.{secret}"
 
 
-def revoke_tenant_key(conn: Connection[Any], tenant: str, key_id: str, now: datetime) -> None:
+def revoke_tenant_key(
+    conn: Connection[Any], tenant: str, key_id: str, actor: str, now: datetime
+) -> None:
     """Let a key of an open tenant never be used again.
 
     Raises:
@@ -121,7 +143,7 @@ def revoke_tenant_key(conn: Connection[Any], tenant: str, key_id: str, now: date
         Retryable: Postgres is away.
     """
     tenant_id = _open_tenant(conn, tenant)
-    if not revoke_keys(conn, [(tenant_id, key_id)], now):
+    if not revoke_keys(conn, [(tenant_id, key_id)], now, actor):
         raise Rejected("KeyNotFound", f"Tenant {tenant} has no valid key {key_id}.")
 
 

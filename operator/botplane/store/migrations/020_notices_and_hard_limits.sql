@@ -36,6 +36,9 @@ CREATE TRIGGER no_delete BEFORE DELETE ON dunning_notice
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON dunning_notice
     FOR EACH STATEMENT EXECUTE FUNCTION forbid_change();
 
+ALTER TABLE pod ADD COLUMN forced_at timestamptz;
+COMMENT ON COLUMN pod.forced_at IS 'When it was settled by force, by an annotation of a person.';
+
 SELECT secure_tenant_tables();
 SELECT grant_writes('botplane_billing', 'INSERT', ARRAY['dunning_notice']);
 SELECT grant_writes('botplane_operator', 'UPDATE (told_at)', ARRAY['dunning_notice']);
