@@ -28,7 +28,7 @@ from botplane.tenants.reconcile import Accounts
 from botplane.usage import store as usage_store
 from botplane.usage.forecast.policy import status_texts
 from botplane.usage.forecast.store import forecast_pass
-from botplane.usage.standing import LimitState, Standing
+from botplane.usage.standing import SPEND, LimitState, Standing
 from botplane.usage.status import bot_figures, limit_verdict, tenant_figures
 from botplane.usage.status import notice_finding as limit_finding
 
@@ -44,21 +44,19 @@ class Reading(NamedTuple):
 
     stands: Mapping[UUID, Standing]
     bots: Mapping[UUID, usage_store.BotTotal]
-    blocked: frozenset[UUID]
-    over_limit: frozenset[UUID]
+    blocks: Mapping[UUID, Mapping[str, LimitState]]
+    """Hard limits that are reached, after this round's decisions."""
     overdue: set[UUID]
     warnings: list[tuple[UUID, Finding]]
 
     def holds(self, tenant_id: UUID) -> frozenset[str]:
         """Return why a tenant has to be suspended."""
-        reasons = {"SpendLimit": self.over_limit, "PaymentOverdue": self.overdue}
-        return frozenset(reason for reason, ids in reasons.items() if tenant_id in ids)
-
-    def limit_state(self, tenant_id: UUID) -> LimitState:
-        """Return what the spend limit does to a tenant, after this round's decisions."""
-        if tenant_id in self.over_limit:
-            return LimitState.SUSPENDED
-        return LimitState.BLOCKED if tenant_id in self.blocked else LimitState.CLEAR
+        reasons = {
+            "SpendLimit" if scope == SPEND else "UsageLimit"
+            for scope, state in self.blocks.get(tenant_id, {}).items()
+            if state is LimitState.SUSPENDED
+        }
+        return frozenset(reasons | ({"PaymentOverdue"} if tenant_id in self.overdue else set()))
 
 
 class News(NamedTuple):
@@ -131,7 +129,7 @@ class Postgres:
             log.warning("Usage was not read", reason=error.reason, message=error.message)
             return None
         moved = [uid for uid, total in reading.bots.items() if self._shows(uid, bot_figures(total))]
-        tenants = {*reading.stands, *reading.over_limit, *reading.overdue}
+        tenants = {*reading.stands, *reading.blocks, *reading.overdue}
         moved += [tenant_id for tenant_id in tenants if self._moves(tenant_id, reading)]
         gone = self._states.keys() - {str(tenant_id) for tenant_id in tenants}
         for uid in gone:
@@ -146,7 +144,9 @@ class Postgres:
         shows = stand is not None and self._shows(tenant_id, self._figures_of(stand))
         self._states[uid] = AccountState(
             holds=reading.holds(tenant_id),
-            limits=None if stand is None else limit_verdict(stand, reading.limit_state(tenant_id)),
+            limits=None
+            if stand is None
+            else limit_verdict(stand, reading.blocks.get(tenant_id, {})),
             usage=self._figures.get(uid, (None, 0.0))[0],
         )
         after = self._states[uid]
@@ -222,8 +222,7 @@ def _read(conn: Any, now: datetime) -> Reading:
     return Reading(
         stands=stands,
         bots=bots,
-        blocked=usage_store.blocked_tenants(conn),
-        over_limit=usage_store.over_limit_tenants(conn, now),
+        blocks=usage_store.open_blocks(conn, now),
         overdue=overdue_tenants(conn),
         warnings=[
             *((notice.tenant_id, limit_finding(notice)) for notice in notices),

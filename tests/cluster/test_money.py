@@ -56,6 +56,31 @@ def test_at_the_spend_limit_bots_stop_after_notice_and_resume_with_a_higher_one(
     assert _replicas(world, tenant) == 2
 
 
+def test_plan_may_stop_a_tenant_where_all_that_it_includes_is_used(
+    world: World, books: psycopg.Connection[Any]
+) -> None:
+    second = {"meter": "bot_seconds", "model": "PerUnit", "included": "1", "tiers": [{}]}
+    strict, soft = a_name("strict"), a_name("soft")
+    world.create(a_plan(strict, prices=[second | {"onExceed": "Block"}]))
+    world.create(a_plan(soft, prices=[second]))
+    tenant, other = world.tenant(planRef={"name": strict}), world.tenant(planRef={"name": soft})
+    world.create(a_bot(tenant))
+    world.create(a_bot(other))
+    body = world.wait_for(tenant_key(tenant), "WithinLimits", "UsageLimitReached", within=60)
+    assert "bots stop in 15 minutes or less" in condition(body, "WithinLimits")[2]
+    world.wait_for(tenant_key(other), "WithinLimits", "OverIncluded", within=60)
+
+    _let_notice_pass(books, tenant)
+
+    body = world.wait_for(tenant_key(tenant), "Suspended", "UsageLimit", within=30)
+    assert body["status"]["suspendedFor"] == ["UsageLimit"]
+    world.eventually(lambda: _replicas(world, tenant) == 0, "bots are stopped")
+    world.patch(*tenant_key(tenant), {"spec": {"planRef": {"name": soft}}})
+    world.wait_for(tenant_key(tenant), "Suspended", "False", within=40)
+    world.wait_for(bot_key(tenant), "Ready", "Running")
+    assert condition(world.read(*tenant_key(other)), "Suspended")[0] == "False"
+
+
 def test_each_warning_of_a_limit_is_an_event_once(world: World) -> None:
     tenant = world.tenant(billing={"spendLimit": "0.01"})
     world.wait_for(tenant_key(tenant), "WithinLimits", "SpendLimitReached", within=40)

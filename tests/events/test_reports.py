@@ -74,6 +74,7 @@ def test_event_shows_in_the_usage_at_once(
         "quantity": "120.5",
         "included": "100",
         "includedPercent": 120,
+        "limitState": None,
         "cost": "10.25",
     }
     assert Decimal(after["cost"]) >= Decimal(before["cost"]) + Decimal("10.25")

@@ -23,9 +23,8 @@ from botplane.tenants.accounts import TenantAccount
 from botplane.tenants.store import register_tenant
 from botplane.usage.standing import LimitState, Standing
 from botplane.usage.store import (
-    blocked_tenants,
     enforce_limits,
-    over_limit_tenants,
+    open_blocks,
     standing_of,
     standings,
     totals_that_differ,
@@ -286,10 +285,15 @@ def test_every_warning_comes_once_and_the_limit_blocks(
     ]
 
 
+def blocked(conn: psycopg.Connection[Any]) -> dict[UUID, set[str]]:
+    """Return who has reached which hard limits."""
+    return {tenant_id: {*scopes} for tenant_id, scopes in open_blocks(conn, NOW).items()}
+
+
 def test_credit_makes_room_at_once(conn: psycopg.Connection[Any], acme: TenantAccount) -> None:
     call(conn, acme.tenant_id, "150")
     enforce_limits(conn, [standing_of(conn, "acme", NOW)], NOW)
-    assert blocked_tenants(conn) == {acme.tenant_id}
+    assert blocked(conn) == {acme.tenant_id: {"spend"}}
     conn.execute("SET session_replication_role = replica")
     conn.execute(
         "INSERT INTO credit_grant (tenant_id, credit_id, kind, amount_minor, granted_at)"
@@ -302,7 +306,7 @@ def test_credit_makes_room_at_once(conn: psycopg.Connection[Any], acme: TenantAc
 
     assert stand.spend_limit == Decimal(55)
     assert stand.limit_percent == 90
-    assert blocked_tenants(conn) == frozenset()
+    assert blocked(conn) == {}
 
 
 def test_bots_are_suspended_after_notice_and_resume_in_the_next_period(
@@ -312,18 +316,17 @@ def test_bots_are_suspended_after_notice_and_resume_in_the_next_period(
     enforce_limits(conn, [standing_of(conn, "acme", NOW)], NOW)
 
     soon, later = NOW + timedelta(minutes=14), NOW + timedelta(minutes=15)
-    assert blocked_tenants(conn) == {acme.tenant_id}
-    assert over_limit_tenants(conn, soon) == frozenset()
-    assert over_limit_tenants(conn, later) == {acme.tenant_id}
+    assert open_blocks(conn, soon) == {acme.tenant_id: {"spend": LimitState.BLOCKED}}
+    assert open_blocks(conn, later) == {acme.tenant_id: {"spend": LimitState.SUSPENDED}}
     assert standing_of(conn, "acme", later).limit_state is LimitState.SUSPENDED
 
     december = at("2026-12-01T00:01:00Z")
     enforce_limits(conn, [standing_of(conn, "acme", december)], december)
-    assert over_limit_tenants(conn, december) == frozenset()
+    assert blocked(conn) == {}
 
 
 @pytest.mark.parametrize(
-    ("percent", "minutes", "blocked"),
+    ("percent", "minutes", "still"),
     [("99", 60, 1), ("95", 60, 1), ("94.9", 60, 0), ("94.9", 9, 1)],
 )
 def test_limit_does_not_flap(
@@ -331,7 +334,7 @@ def test_limit_does_not_flap(
     acme: TenantAccount,
     percent: str,
     minutes: int,
-    blocked: int,
+    still: int,
 ) -> None:
     call(conn, acme.tenant_id, "150")
     stand = standing_of(conn, "acme", NOW)
@@ -340,7 +343,7 @@ def test_limit_does_not_flap(
     cheaper = replace(stand, meters=(), fee=Decimal(percent) / 2)
     enforce_limits(conn, [cheaper], NOW + timedelta(minutes=minutes))
 
-    assert len(blocked_tenants(conn)) == blocked
+    assert len(blocked(conn)) == still
 
 
 def test_two_passes_at_once_warn_once(

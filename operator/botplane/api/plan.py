@@ -37,6 +37,13 @@ class PriceModel(StrEnum):
     VOLUME = "Volume"
 
 
+class OnExceed(StrEnum):
+    """What happens when all that is included of a meter is used."""
+
+    BILL = "Bill"
+    BLOCK = "Block"
+
+
 class RPCTier(StrEnum):
     """Service level of RPC calls."""
 
@@ -105,6 +112,10 @@ class Price(APIModel):
     """How the quantity becomes an amount: PerUnit, Flat, Package, Graduated or Volume."""
     included: Amount = "0"
     """Quantity that the plan's fee covers, per billing period. Default `0`."""
+    on_exceed: OnExceed = OnExceed.BILL
+    """What happens when all of `included` is used. Bill charges what is used beyond; Block refuses
+    RPC at once and stops the bots 15 minutes later, until the next billing period or a plan with
+    more. Default Bill."""
     unit_size: Amount = "1"
     """How much of the meter is one unit: `3600` prices `bot_seconds` by the hour. Default `1`."""
     tiers: Annotated[

@@ -26,7 +26,7 @@ DETAILS: Final = frozenset(
         "NamespaceCreated", "NamespaceNotReady", "NotApplied", "NotMetered", "NotRequested",
         "NotSuspended",
         "PaymentOverdue", "PodsReady", "QuotaApplied", "QuotaOverPlan", "Scheduled", "SpendLimit",
-        "User", "WithinLimits", "WithinPlan",
+        "UsageLimit", "User", "WithinLimits", "WithinPlan",
     }
 )  # fmt: skip
 """Reasons of detailed conditions only: Ready never has them, so no event does."""
@@ -187,6 +187,15 @@ REASONS: Final[dict[str, Reason]] = {
     "TenantNotReady": Reason("The tenant is not set up yet.", "`kubectl get tenant` says why."),
     "TimeZoneUnknown": Reason("Postgres does not know the time zone.", "Use an IANA name."),
     "UnknownTimeZone": Reason("The time zone is not known.", "Use an IANA name."),
+    "UsageLimit": Reason(
+        "All that the plan includes of a meter is used, and the plan stops there.",
+        "Change the plan, or wait for the next billing period.",
+    ),
+    "UsageLimitReached": Reason(
+        "All that the plan includes of a meter is used: RPC is refused, and bots stop 15 minutes "
+        "later.",
+        "Change the plan, or wait for the next billing period.",
+    ),
     "User": Reason("`spec.suspend` is true.", "Set it to false."),
     "WithinLimits": Reason("Less than half of every limit is used."),
     "WithinPlan": Reason("Within the limits of the plan."),

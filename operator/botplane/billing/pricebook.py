@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from botplane.api.plan import PriceModel
+from botplane.api.plan import OnExceed, PriceModel
 from botplane.billing.money import decimal, minor_units, plain, to_minor
 from botplane.errors import Rejected
 
@@ -35,6 +35,7 @@ _SQL_MODELS = {
     PriceModel.GRADUATED: "graduated",
     PriceModel.VOLUME: "volume",
 }
+_SQL_ON_EXCEED = {OnExceed.BILL: "bill", OnExceed.BLOCK: "block"}
 _TIERED = (PriceModel.GRADUATED, PriceModel.VOLUME)
 
 
@@ -50,11 +51,16 @@ class Tier:
 
 @dataclass(frozen=True, kw_only=True)
 class MeterPrice:
-    """The price of one meter; `included` and tiers are in the meter's own unit."""
+    """The price of one meter; `included` and tiers are in the meter's own unit.
+
+    Attributes:
+        on_exceed: `bill` charges what is used beyond `included`, `block` stops the tenant there.
+    """
 
     meter: str
     model: str
     included: Decimal
+    on_exceed: str
     unit_size: Decimal
     tiers: tuple[Tier, ...]
 
@@ -136,12 +142,17 @@ def _meter_price(price: Price, currency: str) -> MeterPrice:
         raise Rejected("MeterUnknown", f"Meter {price.meter} is not one of {known}.")
     if decimal(price.unit_size) == 0:
         raise Rejected("PriceInvalid", f"unitSize of {price.meter} must be more than 0.")
+    if price.on_exceed is OnExceed.BLOCK and decimal(price.included) == 0:
+        raise Rejected(
+            "PriceInvalid", f"onExceed Block of {price.meter} needs an included quantity."
+        )
     if price.model is PriceModel.FLAT and any(decimal(t.unit_price) for t in price.tiers):
         raise Rejected("PriceInvalid", f"The Flat price of {price.meter} takes only a flatFee.")
     return MeterPrice(
         meter=price.meter,
         model=_SQL_MODELS[price.model],
         included=decimal(price.included),
+        on_exceed=_SQL_ON_EXCEED[price.on_exceed],
         unit_size=decimal(price.unit_size),
         tiers=_tiers(price, currency),
     )
@@ -196,6 +207,8 @@ def _canonical(book: PriceBook) -> dict[str, Any]:
                     ]
                     for tier in price.tiers
                 ],
+                # Books without it are older than it, and stay the ones that they are.
+                *(["block"] if price.on_exceed == "block" else []),
             ]
             for price in book.prices
         ],

@@ -29,8 +29,8 @@ INSERT INTO plan_volume_discount (plan, version, from_volume_minor, discount)
 VALUES (%(plan)s, %(version)s, %(from_volume_minor)s, %(discount)s)
 
 -- insert_price --
-INSERT INTO price (plan, version, meter, model, included, unit_size)
-VALUES (%(plan)s, %(version)s, %(meter)s, %(model)s, %(included)s, %(unit_size)s)
+INSERT INTO price (plan, version, meter, model, included, on_exceed, unit_size)
+VALUES (%(plan)s, %(version)s, %(meter)s, %(model)s, %(included)s, %(on_exceed)s, %(unit_size)s)
 
 -- insert_tier --
 INSERT INTO price_tier (plan, version, meter, lo, hi, unit_price, flat_fee_minor)

@@ -45,6 +45,8 @@ class TenantAccount:
 LIMITS_UNKNOWN = Verdict.waits("WithinLimits", "NotMetered", "Nothing was metered yet")
 MONEY_REASONS = {
     "SpendLimit": "the spend limit of the billing period is reached; raise spec.billing.spendLimit",
+    "UsageLimit": "all that the plan includes of a meter is used; change the plan, or wait for the "
+    "next billing period",
     "PaymentOverdue": "an invoice is overdue; pay it",
 }
 
@@ -54,7 +56,7 @@ class AccountState:
     """What Postgres says of a tenant's account.
 
     Attributes:
-        holds: Why the tenant has to be suspended: SpendLimit, PaymentOverdue.
+        holds: Why the tenant has to be suspended: SpendLimit, UsageLimit, PaymentOverdue.
         limits: The condition WithinLimits; None before anything was metered.
         usage: The rounded usage; None while there is none.
     """

@@ -13,7 +13,7 @@ from botplane.api.plan import OnPaymentOverdue, PlanSpec
 from botplane.api.tenant import TenantSpec
 from botplane.tenants.accounts import MONEY_REASONS
 
-ORDER_OF_REASONS = ("User", "Admin", "SpendLimit", "PaymentOverdue")
+ORDER_OF_REASONS = ("User", "Admin", "SpendLimit", "UsageLimit", "PaymentOverdue")
 
 
 class Suspension(NamedTuple):
@@ -31,7 +31,7 @@ def suspensions(
     Args:
         spec: What is declared.
         annotations: Of the Tenant; an administrator's reason is one.
-        money: The reasons that Postgres gives: SpendLimit, PaymentOverdue.
+        money: The reasons that Postgres gives: SpendLimit, UsageLimit, PaymentOverdue.
         plan: Of the tenant; it may let bots run on while an invoice is overdue.
     """
     found = {reason: MONEY_REASONS[reason] for reason in money}

@@ -8,9 +8,11 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from botplane.usage.standing import LimitState, included_scope
+
 if TYPE_CHECKING:
     from botplane.usage.forecast.policy import Forecast
-    from botplane.usage.standing import Standing
+    from botplane.usage.standing import MeterStanding, Standing
     from botplane.usage.store import BotUsage
 
 METER_COLUMNS = "{:<24} {:>22} {:>16} {:>8} {:>16}"
@@ -74,6 +76,7 @@ def standing_document(
                 "quantity": _plain(meter.quantity),
                 "included": None if meter.included is None else _plain(meter.included),
                 "includedPercent": meter.included_percent,
+                "limitState": _state(standing, meter),
                 "cost": _plain(meter.cost),
             }
             for meter in standing.meters
@@ -89,6 +92,12 @@ def standing_document(
     }
 
 
+def _state(standing: Standing, meter: MeterStanding) -> LimitState | None:
+    """Return what the limit of a meter does now; None where what goes beyond is billed."""
+    blocks = standing.blocks
+    return blocks.get(included_scope(meter.meter), LimitState.CLEAR) if meter.is_hard else None
+
+
 def render_standing(standing: Standing, forecast: Forecast | None, now: datetime) -> str:
     """Return a table of meters with what is included, their cost, the limit, and an estimate."""
     rows = [
@@ -98,7 +107,8 @@ def render_standing(standing: Standing, forecast: Forecast | None, now: datetime
     ]
     for meter in standing.meters:
         percent = "" if meter.included_percent is None else str(meter.included_percent)
-        included = "" if not meter.included else f"{meter.included:,.3f}"
+        limit = "limit " if meter.is_hard else ""
+        included = "" if not meter.included else f"{limit}{meter.included:,.3f}"
         quantity, cost = f"{meter.quantity:,.6f}", f"{meter.cost:,.6f}"
         rows.append(METER_COLUMNS.format(meter.meter, quantity, included, percent, cost))
     rows.append(METER_COLUMNS.format("fee of the period", "", "", "", f"{standing.fee:,.6f}"))

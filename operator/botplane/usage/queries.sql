@@ -124,7 +124,7 @@ WITH segment AS MATERIALIZED (
     SELECT s.tenant_id, s.starts_at, s.ends_at, s.plan, s.version,
         extract(epoch FROM s.period_ends_at - s.period_starts_at) AS period_seconds,
         extract(epoch FROM s.ends_at - s.starts_at) AS seconds,
-        count(*) OVER (PARTITION BY s.tenant_id) = 1 AS is_whole
+        count(*) OVER (PARTITION BY s.tenant_id) = 1 AS is_whole, s.ends_at > %(now)s AS is_now
     FROM usage_segment s JOIN tenant t ON t.tenant_id = s.tenant_id
     WHERE t.closed_at IS NULL AND s.period_starts_at <= %(now)s AND s.period_ends_at > %(now)s
         AND (%(tenants)s::uuid[] IS NULL OR s.tenant_id = ANY(%(tenants)s::uuid[]))
@@ -161,7 +161,7 @@ metered AS MATERIALIZED (
 ),
 priced AS MATERIALIZED (
     SELECT p.plan, p.version, p.meter, p.model, trim_scale(p.unit_size) AS unit_size,
-        trim_scale(p.included) AS included, z.tiers, trim_scale(z.unit_price) AS unit_price,
+        trim_scale(p.included) AS included, p.on_exceed = 'block' AS is_hard, z.tiers, trim_scale(z.unit_price) AS unit_price,
         z.flat_minor, power(10::numeric, u.minor_units) AS minors
     FROM price p
     JOIN plan l ON l.plan = p.plan
@@ -172,6 +172,7 @@ priced AS MATERIALIZED (
 ),
 line AS MATERIALIZED (
     SELECT u.tenant_id, u.starts_at, u.meter, u.quantity, i.included, s.is_whole,
+        COALESCE(p.is_hard AND s.is_now, false) AS is_hard,
         COALESCE(0.000000000000000001 * CASE
             WHEN 2 * r.r > d.d OR (2 * r.r = d.d AND mod(r.q, 2) <> 0) THEN r.q + 1
             ELSE r.q END, 0) AS exact
@@ -217,15 +218,16 @@ share AS MATERIALIZED (
     FROM line l WHERE l.exact > 0
 )
 SELECT l.tenant_id, NULL::uuid AS bot_id, l.meter, l.quantity, l.included,
-    l.exact::numeric(38, 18) AS cost
+    l.exact::numeric(38, 18) AS cost, l.is_hard
 FROM line l WHERE l.is_whole
 UNION ALL
-SELECT l.tenant_id, NULL, l.meter, sum(l.quantity), sum(l.included), sum(l.exact)::numeric(38, 18)
+SELECT l.tenant_id, NULL, l.meter, sum(l.quantity), sum(l.included), sum(l.exact)::numeric(38, 18),
+    bool_or(l.is_hard)
 FROM line l WHERE NOT l.is_whole GROUP BY l.tenant_id, l.meter
 UNION ALL
 SELECT u.tenant_id, u.bot_id, NULL,
     COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'bot_seconds'), 0), NULL,
-    COALESCE(sum(u.quantity * h.factor), 0)::numeric(38, 18)
+    COALESCE(sum(u.quantity * h.factor), 0)::numeric(38, 18), false
 FROM used u
 LEFT JOIN share h ON h.tenant_id = u.tenant_id AND h.starts_at = u.starts_at AND h.meter = u.meter
 WHERE u.bot_id <> '00000000-0000-0000-0000-000000000000'
@@ -265,26 +267,33 @@ ON CONFLICT DO NOTHING
 RETURNING n.tenant_id, n.period, n.scope, n.percent, n.used, n.limit_value
 
 -- block_spenders --
-INSERT INTO spend_block (tenant_id, blocked_at, period, used, limit_value)
-SELECT u.tenant_id, %(now)s, u.period, u.used, u.limit_value
-FROM unnest(%(tenants)s::uuid[], %(periods)s::text[], %(used)s::numeric[], %(limits)s::numeric[])
-    AS u (tenant_id, period, used, limit_value)
+INSERT INTO spend_block (tenant_id, scope, blocked_at, period, used, limit_value)
+SELECT u.tenant_id, u.scope, %(now)s, u.period, u.used, u.limit_value
+FROM unnest(%(tenants)s::uuid[], %(periods)s::text[], %(scopes)s::text[], %(used)s::numeric[],
+    %(limits)s::numeric[]) AS u (tenant_id, period, scope, used, limit_value)
 WHERE u.used >= u.limit_value
-    AND NOT EXISTS (SELECT FROM spend_block b
-        WHERE b.tenant_id = u.tenant_id AND b.cleared_at IS NULL)
-ORDER BY u.tenant_id
+    AND NOT EXISTS (SELECT FROM spend_block b WHERE b.tenant_id = u.tenant_id
+        AND b.scope = u.scope AND b.cleared_at IS NULL)
+ORDER BY u.tenant_id, u.scope
 ON CONFLICT DO NOTHING
 
 -- clear_spenders --
--- Room is there again at once when something happened: a new period, a higher limit, a credit.
--- Otherwise well below the limit, and not before ten minutes.
+-- Room is there again at once when something happened: a new period, a higher limit, none any more,
+-- a credit. Otherwise well below the limit, and not before ten minutes.
 UPDATE spend_block b SET cleared_at = greatest(%(now)s, b.blocked_at)
-FROM unnest(%(tenants)s::uuid[], %(periods)s::text[], %(used)s::numeric[], %(limits)s::numeric[])
-    AS u (tenant_id, period, used, limit_value)
-WHERE b.tenant_id = u.tenant_id AND b.cleared_at IS NULL AND (u.limit_value IS NULL
-    OR (u.used < u.limit_value AND (u.period <> b.period OR u.limit_value > b.limit_value
-        OR (u.used * 100 < u.limit_value * 95
-            AND b.blocked_at <= %(now)s::timestamptz - interval '10 minutes'))))
+FROM (SELECT k.tenant_id, k.scope, k.blocked_at, u.period, u.used, u.limit_value
+    FROM spend_block k
+    JOIN unnest(%(standing)s::uuid[]) AS s (tenant_id) ON s.tenant_id = k.tenant_id
+    LEFT JOIN unnest(%(tenants)s::uuid[], %(periods)s::text[], %(scopes)s::text[],
+            %(used)s::numeric[], %(limits)s::numeric[])
+        AS u (tenant_id, period, scope, used, limit_value)
+        ON u.tenant_id = k.tenant_id AND u.scope = k.scope
+    WHERE k.cleared_at IS NULL) u
+WHERE b.tenant_id = u.tenant_id AND b.scope = u.scope AND b.blocked_at = u.blocked_at
+    AND b.cleared_at IS NULL AND (u.limit_value IS NULL
+        OR (u.used < u.limit_value AND (u.period <> b.period OR u.limit_value > b.limit_value
+            OR (u.used * 100 < u.limit_value * 95
+                AND b.blocked_at <= %(now)s::timestamptz - interval '10 minutes'))))
 
 -- open_blocks --
-SELECT b.tenant_id, b.blocked_at FROM spend_block b WHERE b.cleared_at IS NULL
+SELECT b.tenant_id, b.scope, b.blocked_at FROM spend_block b WHERE b.cleared_at IS NULL

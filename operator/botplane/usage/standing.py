@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -24,12 +24,14 @@ class MeterStanding:
         quantity: In the unit of the meter.
         included: What the fee of the period covers; None without a price.
         cost: Charge so far, unrounded, in the major unit.
+        is_hard: The plan stops the tenant when all that is included is used.
     """
 
     meter: str
     quantity: Decimal
     included: Decimal | None
     cost: Decimal
+    is_hard: bool = False
 
     @property
     def included_percent(self) -> int | None:
@@ -38,7 +40,7 @@ class MeterStanding:
 
 
 class LimitState(StrEnum):
-    """What the spend limit does to a tenant."""
+    """What a hard limit does to a tenant."""
 
     CLEAR = "Clear"
     BLOCKED = "Blocked"
@@ -62,7 +64,7 @@ class Standing:
         commission: On trades so far; final when the period is billed.
         meters: What was used, by meter.
         spend_limit: With the credits of the period; None is no limit.
-        limit_state: What the limit does now.
+        blocks: What hard limits that are reached do now, by scope.
         metered_time: Until when all runs are recorded; None: metering never reported.
     """
 
@@ -76,13 +78,18 @@ class Standing:
     commission: Decimal
     meters: tuple[MeterStanding, ...]
     spend_limit: Decimal | None
-    limit_state: LimitState
+    blocks: Mapping[str, LimitState]
     metered_time: datetime | None
 
     @property
     def cost(self) -> Decimal:
         """Fee, usage and commission so far."""
         return sum((meter.cost for meter in self.meters), self.fee + self.commission)
+
+    @property
+    def limit_state(self) -> LimitState:
+        """What the spend limit does now."""
+        return self.blocks.get(SPEND, LimitState.CLEAR)
 
     @property
     def limit_percent(self) -> int | None:
@@ -97,14 +104,15 @@ class Standing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NearLimit:
-    """A limit that is used by half or more."""
+class UsedLimit:
+    """A limit and how much of it is used; a hard one stops the tenant."""
 
     tenant_id: UUID
     period: str
     scope: str
     used: Decimal
     limit: Decimal
+    is_hard: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +122,7 @@ class Notice:
     Attributes:
         scope: `spend`, or `included/<meter>`.
         percent: 50, 80, 90 or 100.
+        is_hard: At 100 the tenant is stopped.
     """
 
     tenant_id: UUID
@@ -122,25 +131,46 @@ class Notice:
     percent: int
     used: Decimal
     limit: Decimal
+    is_hard: bool = True
 
 
-def near_limits(standings: Iterable[Standing]) -> Iterator[NearLimit]:
+def near_limits(standings: Iterable[Standing]) -> Iterator[UsedLimit]:
     """Yield the limits of which half or more is used: spend, and included quantities."""
+    for limit in _limits(standings):
+        if limit.used * 100 >= limit.limit * WARN_AT_PERCENT[0]:
+            yield limit
+
+
+def hard_limits(standings: Iterable[Standing]) -> Iterator[UsedLimit]:
+    """Yield the limits that stop a tenant when all of them is used."""
+    return (limit for limit in _limits(standings) if limit.is_hard)
+
+
+def included_scope(meter: str) -> str:
+    """Return the scope of what a plan includes of a meter."""
+    return f"included/{meter}"
+
+
+def _limits(standings: Iterable[Standing]) -> Iterator[UsedLimit]:
     for standing in standings:
         if standing.spend_limit is not None:
-            yield from _if_near(standing, SPEND, standing.cost, standing.spend_limit)
+            yield _limit(standing, SPEND, (standing.cost, standing.spend_limit), is_hard=True)
         for meter in standing.meters:
             if meter.included:
-                scope = f"included/{meter.meter}"
-                yield from _if_near(standing, scope, meter.quantity, meter.included)
+                scope = included_scope(meter.meter)
+                figures = (meter.quantity, meter.included)
+                yield _limit(standing, scope, figures, is_hard=meter.is_hard)
 
 
-def _if_near(standing: Standing, scope: str, used: Decimal, limit: Decimal) -> Iterator[NearLimit]:
-    if used * 100 >= limit * WARN_AT_PERCENT[0]:
-        yield NearLimit(
-            tenant_id=standing.tenant_id,
-            period=standing.period,
-            scope=scope,
-            used=used,
-            limit=limit,
-        )
+def _limit(
+    standing: Standing, scope: str, figures: tuple[Decimal, Decimal], *, is_hard: bool
+) -> UsedLimit:
+    used, limit = figures
+    return UsedLimit(
+        tenant_id=standing.tenant_id,
+        period=standing.period,
+        scope=scope,
+        used=used,
+        limit=limit,
+        is_hard=is_hard,
+    )

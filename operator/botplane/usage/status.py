@@ -10,12 +10,14 @@ from botplane.usage.standing import (
     SPEND,
     WARN_AT_PERCENT,
     LimitState,
-    NearLimit,
     Notice,
+    UsedLimit,
     near_limits,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from botplane.usage.standing import Standing
     from botplane.usage.store import BotTotal
 
@@ -49,19 +51,19 @@ def bot_figures(total: BotTotal) -> dict[str, Any]:
     return {"botHours": _hours(total.seconds), "cost": _rounded(total.cost, "0.01")}
 
 
-def limit_verdict(standing: Standing, state: LimitState) -> Verdict:
+def limit_verdict(standing: Standing, blocks: Mapping[str, LimitState]) -> Verdict:
     """Return the condition WithinLimits; its words change only when a warning is due.
 
     Args:
         standing: What was used.
-        state: What the spend limit does now.
+        blocks: What hard limits that are reached do now, by scope.
     """
     near = sorted(near_limits([standing]), key=lambda limit: (limit.scope != SPEND, limit.scope))
-    if state is not LimitState.CLEAR:
-        return Verdict.fails(WITHIN_LIMITS, _stopped(standing, state))
+    if blocks:
+        return Verdict.fails(WITHIN_LIMITS, _stopped(standing, blocks))
     used_up = [limit for limit in near if _mark(limit) == WHOLE]
     if used_up:
-        reason = _used_up(used_up[0].scope)
+        reason = _used_up(used_up[0])
         text = "; ".join(f"all of {_name(limit)} is used" for limit in used_up)
         return Verdict.fails(WITHIN_LIMITS, Finding(reason, f"{text}{_consequence(reason)}"))
     if near:
@@ -73,7 +75,7 @@ def limit_verdict(standing: Standing, state: LimitState) -> Verdict:
 
 def notice_finding(notice: Notice) -> Finding:
     """Return what to tell when a warning is given for the first time in a period."""
-    reason = _used_up(notice.scope) if notice.percent == WHOLE else "LimitNear"
+    reason = _used_up(notice) if notice.percent == WHOLE else "LimitNear"
     text = (
         f"{notice.percent} % of {_name(notice)} in period {notice.period} is used: "
         f"{_shown(notice.used)} of {_shown(notice.limit)}"
@@ -81,37 +83,45 @@ def notice_finding(notice: Notice) -> Finding:
     return Finding(reason, f"{text}{_consequence(reason)}")
 
 
-def _stopped(standing: Standing, state: LimitState) -> Finding:
-    what = (
-        "bots are stopped" if state is LimitState.SUSPENDED else "bots stop in 15 minutes or less"
-    )
-    limit = _shown(standing.spend_limit or Decimal(0))
-    return Finding(
-        "SpendLimitReached",
-        f"the spend limit of {limit} {standing.currency} is reached: RPC is refused and {what}"
-        f"{_consequence('SpendLimitReached')}",
-    )
+def _stopped(standing: Standing, blocks: Mapping[str, LimitState]) -> Finding:
+    is_over = LimitState.SUSPENDED in blocks.values()
+    what = "bots are stopped" if is_over else "bots stop in 15 minutes or less"
+    if SPEND in blocks:
+        limit = _shown(standing.spend_limit or Decimal(0))
+        reason = "SpendLimitReached"
+        reached = f"the spend limit of {limit} {standing.currency} is reached"
+    else:
+        reason = "UsageLimitReached"
+        reached = "; ".join(f"all of {_scope_name(scope)} is used" for scope in sorted(blocks))
+    return Finding(reason, f"{reached}: RPC is refused and {what}{_consequence(reason)}")
 
 
-def _used_up(scope: str) -> str:
-    return "SpendLimitReached" if scope == SPEND else "OverIncluded"
+def _used_up(limit: UsedLimit | Notice) -> str:
+    if limit.scope == SPEND:
+        return "SpendLimitReached"
+    return "UsageLimitReached" if limit.is_hard else "OverIncluded"
 
 
 def _consequence(reason: str) -> str:
     return {
         "OverIncluded": "; what is used beyond is billed by the plan's prices",
         "SpendLimitReached": "; raise spec.billing.spendLimit or grant a credit",
+        "UsageLimitReached": "; change the plan, or wait for the next billing period",
     }.get(reason, "")
 
 
-def _mark(limit: NearLimit) -> int:
+def _mark(limit: UsedLimit) -> int:
     return max(p for p in WARN_AT_PERCENT if limit.used * WHOLE >= limit.limit * p)
 
 
-def _name(limit: NearLimit | Notice) -> str:
+def _name(limit: UsedLimit | Notice) -> str:
     if limit.scope == SPEND:
         return f"the spend limit of {_shown(limit.limit)}"
-    return f"the {limit.scope.partition('/')[2]} that the plan includes"
+    return _scope_name(limit.scope)
+
+
+def _scope_name(scope: str) -> str:
+    return f"the {scope.partition('/')[2]} that the plan includes"
 
 
 def _shown(amount: Decimal) -> str:

@@ -19,11 +19,13 @@ from botplane.usage.standing import (
     MeterStanding,
     Notice,
     Standing,
+    UsedLimit,
+    hard_limits,
     near_limits,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from psycopg import Connection
 
@@ -31,7 +33,7 @@ SQL = load_queries(__package__)
 TENANTS_AT_ONCE: Final = 200
 """Whose totals are built in one transaction, which holds up the writers of usage."""
 NOTICE: Final = timedelta(minutes=15)
-"""From reaching the spend limit to the suspension of the bots."""
+"""From reaching a hard limit to the suspension of the bots."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +117,16 @@ def standings(
             terms = conn.cursor(row_factory=dict_row).execute(SQL["terms"], names).fetchall()
             watermark = conn.execute(SQL["metered_time"]).fetchone()
             commissions = dict(conn.execute(SQL["commissions"], names).fetchall())
-            blocks = dict(conn.execute(SQL["open_blocks"]).fetchall())
+            blocks = _open_blocks(conn, now)
             rows = conn.execute(SQL["standing"], names).fetchall()
     bots: dict[UUID, BotTotal] = {}
     meters = defaultdict[UUID, list[MeterStanding]](list)
-    for tenant_id, bot_id, meter, quantity, included, cost in rows:
+    for tenant_id, bot_id, meter, quantity, included, cost, is_hard in rows:
         if bot_id is None:
             meters[tenant_id].append(
-                MeterStanding(meter=meter, quantity=quantity, included=included, cost=cost)
+                MeterStanding(
+                    meter=meter, quantity=quantity, included=included, cost=cost, is_hard=is_hard
+                )
             )
         else:
             bots[bot_id] = BotTotal(int(quantity), cost)
@@ -132,7 +136,7 @@ def standings(
             **row | {"starts_at": _utc(row["starts_at"]), "ends_at": _utc(row["ends_at"])},
             commission=commissions.get(row["tenant_id"], Decimal(0)),
             meters=tuple(sorted(meters[row["tenant_id"]], key=lambda meter: meter.meter)),
-            limit_state=_limit_state(blocks.get(row["tenant_id"]), now),
+            blocks=blocks.get(row["tenant_id"], {}),
             metered_time=metered_time,
         )
         for row in terms
@@ -157,7 +161,7 @@ def standing_of(conn: Connection[Any], tenant_name: str, now: datetime) -> Stand
 def enforce_limits(
     conn: Connection[Any], stands: Collection[Standing], now: datetime
 ) -> list[Notice]:
-    """Note who has come near a limit, block who reached the spend limit, clear who has room.
+    """Note who has come near a limit, block who reached a hard one, clear who has room.
 
     Returns:
         The warnings that are new: each of 50, 80, 90 and 100 percent comes once per period,
@@ -167,44 +171,38 @@ def enforce_limits(
         Retryable: Postgres is away.
     """
     near = list(near_limits(stands))
-    spending = {
-        "tenants": [stand.tenant_id for stand in stands],
-        "periods": [stand.period for stand in stands],
-        "used": [stand.cost for stand in stands],
-        "limits": [stand.spend_limit for stand in stands],
+    is_hard = {(limit.tenant_id, limit.scope): limit.is_hard for limit in near}
+    stopping = {
+        **_columns(hard_limits(stands)),
+        "standing": [stand.tenant_id for stand in stands],
         "now": now,
     }
     with translated_errors(), conn.transaction():
-        conn.execute(SQL["clear_spenders"], spending)
-        conn.execute(SQL["block_spenders"], spending)
-        rows = conn.execute(
-            SQL["note_limits"],
-            {
-                "tenants": [limit.tenant_id for limit in near],
-                "periods": [limit.period for limit in near],
-                "scopes": [limit.scope for limit in near],
-                "used": [limit.used for limit in near],
-                "limits": [limit.limit for limit in near],
-                "now": now,
-            },
-        ).fetchall()
+        conn.execute(SQL["clear_spenders"], stopping)
+        conn.execute(SQL["block_spenders"], stopping)
+        rows = conn.execute(SQL["note_limits"], {**_columns(near), "now": now}).fetchall()
     return [
-        Notice(tenant_id=t, period=p, scope=scope, percent=percent, used=used, limit=limit)
+        Notice(
+            tenant_id=t,
+            period=p,
+            scope=scope,
+            percent=percent,
+            used=used,
+            limit=limit,
+            is_hard=is_hard[t, scope],
+        )
         for t, p, scope, percent, used, limit in rows
     ]
 
 
-def blocked_tenants(conn: Connection[Any]) -> frozenset[UUID]:
-    """Return who has reached the spend limit: RPC is refused at once."""
-    with translated_errors(), conn.transaction():
-        return frozenset(t for t, _ in conn.execute(SQL["open_blocks"]))
+def open_blocks(conn: Connection[Any], now: datetime) -> Mapping[UUID, Mapping[str, LimitState]]:
+    """Return who has reached which hard limits, by scope: RPC is refused, bots stop after notice.
 
-
-def over_limit_tenants(conn: Connection[Any], now: datetime) -> frozenset[UUID]:
-    """Return who has reached the spend limit and had notice: bots are suspended."""
+    Raises:
+        Retryable: Postgres is away.
+    """
     with translated_errors(), conn.transaction():
-        rows = conn.execute(SQL["open_blocks"]).fetchall()
-    return frozenset(t for t, at in rows if _limit_state(at, now) is LimitState.SUSPENDED)
+        return _open_blocks(conn, now)
 
 
 def totals_that_differ(conn: Connection[Any]) -> list[tuple[Any, ...]]:
@@ -230,10 +228,23 @@ def _build_totals(conn: Connection[Any], names: dict[str, Any]) -> None:
             )
 
 
-def _limit_state(blocked_at: datetime | None, now: datetime) -> LimitState:
-    if blocked_at is None:
-        return LimitState.CLEAR
-    return LimitState.SUSPENDED if now >= blocked_at + NOTICE else LimitState.BLOCKED
+def _open_blocks(conn: Connection[Any], now: datetime) -> dict[UUID, dict[str, LimitState]]:
+    blocks = defaultdict[UUID, dict[str, LimitState]](dict)
+    for tenant_id, scope, blocked_at in conn.execute(SQL["open_blocks"]):
+        is_over = now >= blocked_at + NOTICE
+        blocks[tenant_id][scope] = LimitState.SUSPENDED if is_over else LimitState.BLOCKED
+    return dict(blocks)
+
+
+def _columns(limits: Iterable[UsedLimit]) -> dict[str, list[Any]]:
+    found = list(limits)
+    return {
+        "tenants": [limit.tenant_id for limit in found],
+        "periods": [limit.period for limit in found],
+        "scopes": [limit.scope for limit in found],
+        "used": [limit.used for limit in found],
+        "limits": [limit.limit for limit in found],
+    }
 
 
 def _utc(moment: datetime) -> datetime:

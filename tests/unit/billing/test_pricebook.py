@@ -28,6 +28,7 @@ def tiered(*ends: str | None, model: str = "Graduated") -> dict[str, Any]:
         ({"prices": [CALLS, CALLS]}, "PriceInvalid"),
         ({"prices": [CALLS | {"unitSize": "0"}]}, "PriceInvalid"),
         ({"prices": [CALLS | {"model": "Flat"}]}, "PriceInvalid"),
+        ({"prices": [CALLS | {"onExceed": "Block"}]}, "PriceInvalid"),
         ({"prices": [CALLS | {"tiers": [{"flatFee": "0.001"}]}]}, "AmountTooPrecise"),
         ({"prices": [tiered("10", None, model="PerUnit")]}, "PriceInvalid"),
         ({"prices": [tiered("10", None, model="Package")]}, "PriceInvalid"),
@@ -54,6 +55,18 @@ def test_price_that_cannot_be_billed_is_refused(plan: dict[str, Any], reason: st
         a_plan(**plan)
 
     assert refused.value.reason == reason
+
+
+def test_book_without_hard_limits_has_the_hash_that_it_had_before_there_were_any() -> None:
+    known = "dc4d9bb2"
+    included = CALLS | {"included": "5"}
+    soft, hard = (
+        a_plan(prices=[included | {"onExceed": mode}]).content_hash.hex()
+        for mode in ("Bill", "Block")
+    )
+
+    assert soft[:8] == known
+    assert hard != soft
 
 
 def test_each_tier_begins_where_the_one_before_ends() -> None:

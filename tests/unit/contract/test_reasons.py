@@ -21,8 +21,9 @@ ELSEWHERE = {
 }  # fmt: skip
 BY_DATA = {"NamespaceCreated", "QuotaApplied", "Isolated", "AccessGranted", "AccountOpen"} | {
     "User", "Admin", "SpendLimit", "PaymentOverdue", "InternalError", "KindNotServed",
-    "LimitNear", "NotMetered", "OverIncluded", "WithinLimits", "InvoiceUncollectible",
-    "PaymentConfirmationNeeded", "PaymentDeclined", "PaymentDue", "PaymentMethodNeeded",
+    "UsageLimit", "UsageLimitReached", "SpendLimitReached", "LimitNear", "NotMetered",
+    "OverIncluded", "WithinLimits", "InvoiceUncollectible", "PaymentConfirmationNeeded",
+    "PaymentDeclined", "PaymentDue", "PaymentMethodNeeded",
 }  # fmt: skip
 """Reasons that stand in a table of the code and not in a call."""
 

@@ -35,13 +35,16 @@ def a_standing(
         commission=Decimal(0),
         meters=meters,
         spend_limit=None if limit is None else Decimal(limit),
-        limit_state=LimitState.CLEAR,
+        blocks={},
         metered_time=metered,
     )
 
 
-def a_meter(meter: str, quantity: int, included: int | None = None) -> MeterStanding:
+def a_meter(
+    meter: str, quantity: int, included: int | None = None, *, is_hard: bool = False
+) -> MeterStanding:
     return MeterStanding(
+        is_hard=is_hard,
         meter=meter,
         quantity=Decimal(quantity),
         included=None if included is None else Decimal(included),
@@ -86,7 +89,7 @@ def test_nothing_is_shown_before_metering_has_reported() -> None:
 def test_the_condition_moves_only_where_a_warning_is_due(
     cost: str, status: str, reason: str, says: str
 ) -> None:
-    verdict = limit_verdict(a_standing(fee=cost, limit="500"), LimitState.CLEAR)
+    verdict = limit_verdict(a_standing(fee=cost, limit="500"), {})
 
     assert (verdict.status, verdict.reason) == (status, reason)
     assert says in verdict.message
@@ -101,7 +104,7 @@ def test_the_condition_moves_only_where_a_warning_is_due(
 )
 def test_the_condition_tells_what_the_spend_limit_does(state: LimitState, says: str) -> None:
     # The blocked tenant may already be below the limit again: hysteresis keeps the block.
-    verdict = limit_verdict(a_standing(fee="490", limit="500"), state)
+    verdict = limit_verdict(a_standing(fee="490", limit="500"), {"spend": state})
 
     assert (verdict.status, verdict.reason) == ("False", "SpendLimitReached")
     assert says in verdict.message
@@ -111,13 +114,30 @@ def test_the_condition_tells_what_the_spend_limit_does(state: LimitState, says: 
 def test_beyond_what_the_plan_includes_is_billed_not_stopped() -> None:
     stand = a_standing(a_meter("rpc_calls", 1000, 1000), a_meter("ai_units", 80, 100))
 
-    verdict = limit_verdict(stand, LimitState.CLEAR)
+    verdict = limit_verdict(stand, {})
 
     assert (verdict.status, verdict.reason) == ("False", "OverIncluded")
     assert verdict.message == (
         "all of the rpc_calls that the plan includes is used; "
         "what is used beyond is billed by the plan's prices"
     )
+
+
+@pytest.mark.parametrize(
+    ("state", "says"), [(LimitState.BLOCKED, "bots stop in 15"), (LimitState.SUSPENDED, "stopped")]
+)
+def test_the_condition_tells_what_a_hard_limit_on_a_meter_does(
+    state: LimitState, says: str
+) -> None:
+    stand = a_standing(a_meter("rpc_calls", 1000, 1000, is_hard=True))
+
+    verdict = limit_verdict(stand, {"included/rpc_calls": state})
+    both = limit_verdict(stand, {"included/rpc_calls": LimitState.BLOCKED, "spend": state})
+
+    assert (verdict.status, verdict.reason) == ("False", "UsageLimitReached")
+    assert verdict.message.startswith("all of the rpc_calls that the plan includes is used: RPC")
+    assert says in verdict.message
+    assert both.reason == "SpendLimitReached"
 
 
 def test_a_warning_tells_how_much_of_what_is_used() -> None:

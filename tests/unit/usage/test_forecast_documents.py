@@ -8,7 +8,7 @@ from uuid import UUID
 
 from botplane.usage.documents import render_forecast, standing_document
 from botplane.usage.forecast.policy import Forecast, status_texts
-from botplane.usage.standing import LimitState, Standing
+from botplane.usage.standing import Standing
 
 ACME = UUID("11111111-1111-4111-8111-111111111111")
 START = datetime(2026, 10, 1, tzinfo=UTC)
@@ -51,7 +51,7 @@ def test_programs_get_the_forecast_as_text_or_none() -> None:
         commission=Decimal(0),
         meters=(),
         spend_limit=Decimal(1200),
-        limit_state=LimitState.CLEAR,
+        blocks={},
         metered_time=None,
     )
 

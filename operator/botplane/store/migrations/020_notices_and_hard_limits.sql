@@ -1,4 +1,4 @@
--- What tenants are told of unpaid invoices.
+-- What tenants are told of unpaid invoices, and hard limits on what a plan includes.
 
 CREATE TABLE dunning_notice (
     tenant_id uuid NOT NULL,
@@ -38,6 +38,19 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON dunning_notice
 
 ALTER TABLE pod ADD COLUMN forced_at timestamptz;
 COMMENT ON COLUMN pod.forced_at IS 'When it was settled by force, by an annotation of a person.';
+
+ALTER TABLE price ADD COLUMN on_exceed text NOT NULL DEFAULT 'bill'
+    CHECK (on_exceed IN ('bill', 'block'));
+ALTER TABLE price ADD CONSTRAINT price_block_check CHECK (on_exceed = 'bill' OR included > 0);
+COMMENT ON COLUMN price.on_exceed IS 'bill: what is used beyond `included` is charged; block: not used.';
+
+ALTER TABLE spend_block ADD COLUMN scope text NOT NULL DEFAULT 'spend';
+ALTER TABLE spend_block DROP CONSTRAINT spend_block_pkey;
+ALTER TABLE spend_block ADD PRIMARY KEY (tenant_id, scope, blocked_at);
+DROP INDEX spend_block_open;
+CREATE UNIQUE INDEX spend_block_open ON spend_block (tenant_id, scope) WHERE cleared_at IS NULL;
+COMMENT ON TABLE spend_block IS 'From reaching a hard limit to having room again.';
+COMMENT ON COLUMN spend_block.scope IS 'spend, or included/<meter> whose price says block.';
 
 SELECT secure_tenant_tables();
 SELECT grant_writes('botplane_billing', 'INSERT', ARRAY['dunning_notice']);
