@@ -1,7 +1,10 @@
 """Text of fixed width as a PDF: A4, Courier, the same bytes for the same text. Pure.
 
 The format is small enough to write (ISO 32000-1 §7.5, §9.6.2.2: the standard 14 fonts need no
-file). Courier knows the Western letters of Windows-1252; others become question marks.
+file). Courier knows the Western letters of Windows-1252; others become question marks. A library
+would not change that: the standard fonts have no other letters, and a font that has those of all
+scripts is a file of many megabytes, which nobody asked to carry. The JSON of an invoice, which its
+hash is made of, keeps every letter.
 """
 
 from __future__ import annotations

@@ -88,7 +88,13 @@ def tenant_export(
 
 @app.command("tenant-erase")
 def tenant_erase(tenant: TenantName) -> None:
-    """Erase the personal data of a deleted tenant; issued invoices stay, as the law wants."""
+    """Erase the personal data of a deleted tenant that is billed to its end.
+
+    Its profile (organization, e-mail) and the references of its payment method go. Issued invoices
+    stay as they are, with the name of the organization: the law wants them kept, in most countries
+    for six to ten years, and their hash proves that nothing in them was changed. Ask the payment
+    processor to delete its customer.
+    """
     from botplane.billing.records import store
 
     erased = ask(lambda conn, now: store.erase_tenant(conn, order(tenant, now)))
