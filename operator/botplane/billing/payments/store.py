@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from psycopg import DataError
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
@@ -227,15 +228,23 @@ def record_transfer(
 def store_event(
     conn: Connection[Any], processor: str, event: Mapping[str, Any], now: datetime
 ) -> None:
-    """Keep a webhook for the next run; a repeated one changes nothing."""
+    """Keep a webhook for the next run; a repeated one changes nothing.
+
+    Raises:
+        Rejected: It has characters that Postgres cannot keep.
+        Retryable: Postgres is away.
+    """
     row = {
         "processor": processor,
         "event_id": event["id"],
         "now": now,
         "body": Jsonb(dict(event)),
     }
-    with translated_errors(), conn.transaction():
-        conn.execute(SQL["store_event"], row)
+    try:
+        with translated_errors(), conn.transaction():
+            conn.execute(SQL["store_event"], row)
+    except DataError as error:
+        raise Rejected("EventInvalid", f"The event cannot be kept: {error}") from error
 
 
 def open_events(conn: Connection[Any], processor: str) -> Sequence[tuple[str, Any]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 TOLERANCE_SECONDS = 300
+LONGEST_ID = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +62,14 @@ def read_body(body: bytes) -> dict[str, Any]:
     """Return the event of a webhook.
 
     Raises:
-        Rejected: It is no JSON object with an id.
+        Rejected: It is no JSON object with an id of at most 255 characters.
     """
     try:
         event = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         event = None
-    if not isinstance(event, dict) or not isinstance(event.get("id"), str):
+    name = event.get("id") if isinstance(event, dict) else None
+    if not isinstance(event, dict) or not isinstance(name, str) or len(name) > LONGEST_ID:
         raise Rejected("EventInvalid", "The body is no event with an id.")
     return event
 
