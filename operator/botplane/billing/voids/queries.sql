@@ -9,12 +9,14 @@ FOR UPDATE OF b FOR NO KEY UPDATE OF t FOR NO KEY UPDATE OF i
 
 -- standing --
 -- What speaks against making it void, read once nobody can change it any more.
-SELECT i.status, EXISTS (SELECT FROM credit_note n WHERE n.tenant_id = i.tenant_id
+SELECT i.status, b.ends_at AS ended_at, EXISTS (SELECT FROM credit_note n WHERE n.tenant_id = i.tenant_id
         AND n.invoice_id = i.invoice_id) AS is_credited,
     EXISTS (SELECT FROM payment_attempt a WHERE a.tenant_id = i.tenant_id
         AND a.invoice_id = i.invoice_id
         AND a.status IN ('created', 'processing', 'requires_action', 'unknown')) AS is_being_paid
-FROM invoice i WHERE i.tenant_id = %(tenant_id)s AND i.invoice_id = %(invoice_id)s
+FROM invoice i
+JOIN billing_period b ON b.tenant_id = i.tenant_id AND b.period = i.period
+WHERE i.tenant_id = %(tenant_id)s AND i.invoice_id = %(invoice_id)s
 
 -- booked --
 -- All that the ledger has because of the invoice, by account.

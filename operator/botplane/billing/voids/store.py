@@ -50,7 +50,7 @@ def void_invoice(conn: Connection[Any], terms: VoidTerms, actor: str, now: datet
             invoice = cursor.execute(SQL["standing"], row).fetchone()
         if invoice is None or invoice.status == Status.VOID:
             return
-        must_be_voidable(terms.invoice_number, invoice)
+        must_be_voidable(terms.invoice_number, invoice, now)
         booked: dict[str, int] = dict(conn.execute(SQL["booked"], row).fetchall())
         posting = row | {"txn_key": f"void/{row['invoice_id']}", "now": now}
         post(conn, posting, reversal(booked))
