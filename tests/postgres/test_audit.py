@@ -35,6 +35,7 @@ from botplane.metering.events.store import (
 from botplane.metering.evidence import read_pod
 from botplane.metering.policy import Fate, Sight
 from botplane.metering.store import Look, MeteringStore
+from botplane.store.pool import Role, become
 from botplane.tenants.store import close_tenant, register_tenant
 from tests.support.billing import a_plan, an_account, at, complete_until, record_usage
 from tests.support.cut_connection import CutConnection
@@ -134,7 +135,9 @@ def force(conn: Conn) -> None:
     )
     assert pod.account is not None
     look = Look(pod=pod, account=pod.account, sight=Sight(at=NOV, fate=Fate.PRESENT))
+    become(conn, Role.METERING)
     MeteringStore(cast("Any", OneConnection(conn))).settle([look], NOV)
+    conn.execute("RESET ROLE")
 
 
 CASES = [

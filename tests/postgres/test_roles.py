@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -23,14 +24,20 @@ from botplane.billing.adjustments.store import (
     issue_credit_note,
     set_tax,
 )
+from botplane.billing.dunning.store import take_untold
 from botplane.billing.payments.fake import FakeProcessor
 from botplane.billing.payments.run import collect
 from botplane.billing.payments.store import set_payment_method
 from botplane.billing.proof.store import reconcile, verify_audit
+from botplane.billing.refunds.run import refund
+from botplane.billing.refunds.store import RefundTerms
 from botplane.billing.run import billing_run, invoice
 from botplane.billing.store import publish_plan
+from botplane.billing.voids.store import VoidTerms, void_invoice
+from botplane.metering.events.store import IngestKey, register_keys, revoke_keys, secret_hash
 from botplane.store.migrate import migrate
 from botplane.tenants.store import close_tenant, register_tenant
+from botplane.usage.store import enforce_limits, standings
 from tests.support.billing import (
     Run,
     a_plan,
@@ -45,6 +52,9 @@ from tests.support.controlplane.postgres import Postgres
 
 NOW = at("2026-11-02")
 ACME, BETA = an_account(), an_account("beta")
+KEY = IngestKey(
+    key_id="k1", tenant_id=ACME.tenant_id, bot_id=None, secret_hash=secret_hash("secret")
+)
 PROCESSES = ("botplane_operator", "botplane_metering", "botplane_billing", "botplane_web")
 
 
@@ -135,8 +145,37 @@ def _go_on(world: psycopg.Connection[Any]) -> None:
         found = {one.check for one in reconcile(world, at("2026-10-01"), at("2026-12-02"))}
         assert found == {"intervals = pods"}
         assert verify_audit(world, []) == []
+        _take_back(world)
     with as_role(world, "botplane_operator"):
+        register_tenant(world, replace(ACME, spend_limit=Decimal(9)), at("2026-12-03"))
+        register_keys(world, [KEY], at("2026-12-03"))
+        revoke_keys(world, [(KEY.tenant_id, KEY.key_id)], at("2026-12-03"))
+        stands, _ = standings(world, at("2026-12-03"))
+        enforce_limits(world, stands.values(), at("2026-12-03"))
+        told = {notice.kind.value for notice in take_untold(world, at("2026-12-03"))}
+        assert told == {"due", "given_up"}
         close_tenant(world, ACME.tenant_id, at("2026-12-05"))
+    assert verify_audit(world, []) == []
+
+
+def _take_back(world: psycopg.Connection[Any]) -> None:
+    """Let billing make an invoice void, bill it again, pay back a payment and remind who owes."""
+    now, fake = at("2026-12-02"), FakeProcessor()
+    number = str(invoice(world, "beta", "2026-11", now).number)
+    void_invoice(world, VoidTerms(invoice_number=number, reason="x"), "ana", now)
+    assert billing_run(world, now).billed == 1
+    collect(world, fake, now)
+    paid = RefundTerms(invoice_number=_paid(world), reference="r", amount="1.00", reason="x")
+    assert refund(world, paid, fake, ("ana", now)).status == "succeeded"
+
+
+def _paid(world: psycopg.Connection[Any]) -> str:
+    row = world.execute(
+        "SELECT i.number FROM invoice i JOIN payment_attempt a ON a.invoice_id = i.invoice_id"
+        " WHERE a.status = 'succeeded' ORDER BY i.number DESC LIMIT 1"
+    ).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def test_no_table_with_tenants_is_without_forced_row_security(
