@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from itertools import takewhile
 from types import TracebackType
 from typing import Self
@@ -63,12 +64,14 @@ class CutConnection:
 
     def _answer(self, server: socket.socket, client: socket.socket) -> None:
         pending = b""
-        while self._left > 0 and (data := server.recv(65536)):
-            frames, pending = _frames(pending + data)
-            passed: list[bytes] = [*takewhile(self._passes, frames)]
-            client.sendall(b"".join(passed))
+        with suppress(OSError):  # the client may be gone before its wire is cut
+            while self._left > 0 and (data := server.recv(65536)):
+                frames, pending = _frames(pending + data)
+                passed: list[bytes] = [*takewhile(self._passes, frames)]
+                client.sendall(b"".join(passed))
         for end in (server, client):
-            end.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
             end.close()
 
     def _passes(self, frame: bytes) -> bool:
