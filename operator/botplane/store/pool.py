@@ -53,6 +53,8 @@ def open_pool(
         max_size=max_size,
         open=True,
         timeout=CONNECT_TIMEOUT_SECONDS,
+        # The pool's own attempts grow rarer for five minutes; who asks makes a new one.
+        reconnect_timeout=CONNECT_TIMEOUT_SECONDS,
         check=ConnectionPool.check_connection,
         configure=lambda conn: become(conn, role),
         name="botplane",
