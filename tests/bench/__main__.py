@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tests.bench import admission, ingestion, latency, month, scale
+from tests.bench.alone import measured_on_its_own
 from tests.bench.client import open_client
 from tests.bench.rows import HEAD, Row
 from tests.support.controlplane import cluster, postgres, watchdog
@@ -37,8 +38,7 @@ def main() -> int:
             except TimeoutError:
                 print(installed.log("operator")[-3000:], file=sys.stderr)
                 raise
-            rows += ingestion.measure(server)
-            rows += month.measure(server)
+            rows += measured_on_its_own(state, ingestion.measure, month.measure)
         finally:
             guard.communicate()
     print(f"\n{HEAD}", *rows, sep="\n")

@@ -23,14 +23,27 @@ def a_database(server: postgres.Postgres) -> Iterator[str]:
     server.drop_database(name)
 
 
+def measured_on_its_own(
+    state: Path, *measures: Callable[[postgres.Postgres], list[Row]]
+) -> list[Row]:
+    """Measure on a server that has nothing else to do, set up as in production."""
+    folder = state / "alone"
+    folder.mkdir(mode=0o711)
+    server = postgres.start(folder, fsync=True)
+    try:
+        return [row for measure in measures for row in measure(server)]
+    finally:
+        postgres.stop(folder)
+
+
 def run_alone(measure: Callable[[postgres.Postgres], list[Row]]) -> int:
-    """Measure on a server of our own, with fsync, and return 0 when all bars hold."""
+    """Measure on a server of our own and return 0 when all bars hold."""
     with tempfile.TemporaryDirectory(prefix="botplane-bench-") as folder:
         state = Path(folder)
         state.chmod(0o711)
         guard = watchdog.watch_over(state)
         try:
-            rows = measure(postgres.start(state, fsync=True))
+            rows = measured_on_its_own(state, measure)
         finally:
             guard.communicate()
     print(HEAD, *rows, sep="\n")

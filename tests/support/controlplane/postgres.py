@@ -41,6 +41,8 @@ SETTINGS = {
     "log_timezone": "UTC",
 }
 CARELESS = {"fsync": "off", "full_page_writes": "off"}
+CAREFUL = {"shared_buffers": "2GB", "max_wal_size": "8GB"}
+"""As a server is set up that has usage of many tenants to take."""
 
 
 class NotOurServerError(Exception):
@@ -120,7 +122,8 @@ class Postgres:
 def start(state: Path, *, fsync: bool = False) -> Postgres:
     """Return a server that answers: that of `DATABASE_URL`, or ours, started if need be.
 
-    Without `fsync` the data survives a killed server, but not a killed machine.
+    Without `fsync` the data survives a killed server, but not a killed machine; with it the server
+    has the memory of one in production.
     """
     if url := _foreign_url():
         return Postgres(url=url, state=None)
@@ -131,7 +134,7 @@ def start(state: Path, *, fsync: bool = False) -> Postgres:
         if not (data / "PG_VERSION").exists():
             _initialize(programs, data, state)
         _forget_dead_postmaster(state)
-        processes.start(_server(programs, data, port, {} if fsync else CARELESS), state)
+        processes.start(_server(programs, data, port, CAREFUL if fsync else CARELESS), state)
     url = f"postgresql://postgres@127.0.0.1:{port}/postgres?{OWN}"
     _wait_until_it_answers(url, state)
     return Postgres(url=url, state=state)
