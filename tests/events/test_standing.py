@@ -30,7 +30,15 @@ from botplane.usage.store import (
     totals_that_differ,
 )
 from tests.postgres.test_rating_oracle import _tell
-from tests.support.billing import Run, a_plan, an_account, at, per_hour, record_runs
+from tests.support.billing import (
+    Run,
+    a_plan,
+    a_volume,
+    an_account,
+    at,
+    per_hour,
+    record_runs,
+)
 from tests.support.random_usage import END, a_world
 
 NOW = at("2026-11-10T12:00:00Z")
@@ -134,6 +142,9 @@ def _use_more(
         start = (now - timedelta(days=random_.randrange(1, 30))).replace(microsecond=0)
         run = Run(start=start, end=start + timedelta(seconds=random_.randrange(90_000)))
         record_runs(conn, tenant_id, [replace(run, bot_id=bot_id, mem_bytes=123_456_789)])
+        for size in (10**9, 10 * 2**30):
+            end = start + timedelta(seconds=random_.randrange(90_000))
+            record_runs(conn, tenant_id, [a_volume(size, start, end, bot_id=bot_id)])
     ingest(conn, batches, now)
     conn.execute("""
         UPDATE runtime_interval SET ended_at = started_at + (ended_at - started_at) / 2
@@ -141,11 +152,12 @@ def _use_more(
     """)
 
 
-def test_running_bots_count_up_to_the_second(
+def test_running_bots_and_volumes_count_up_to_the_second(
     conn: psycopg.Connection[Any], acme: TenantAccount
 ) -> None:
-    run = Run(start=at("2026-10-31T23:00:00Z"), end=None, bot_id=uuid4())
-    record_runs(conn, acme.tenant_id, [run])
+    start = at("2026-10-31T23:00:00Z")
+    run = Run(start=start, end=None, bot_id=uuid4())
+    record_runs(conn, acme.tenant_id, [run, a_volume(10**10, start, None)])
 
     first = standing_of(conn, "acme", NOW)
     later = standing_of(conn, "acme", NOW + timedelta(seconds=7))
@@ -160,6 +172,7 @@ def test_running_bots_count_up_to_the_second(
     assert first.quantity("bot_seconds") == closed.quantity("bot_seconds") == seconds
     assert later.quantity("bot_seconds") == seconds + 7
     assert first.quantity("cpu_core_seconds") == seconds
+    assert first.quantity("storage_gb_hours") == closed.quantity("storage_gb_hours") == 2280
     assert totals_that_differ(conn) == []
 
 

@@ -30,6 +30,7 @@ from tests.support.billing import (
     LATER,
     Run,
     a_plan,
+    a_volume,
     an_account,
     at,
     complete_until,
@@ -131,6 +132,8 @@ def _ledger(conn: psycopg.Connection[Any], issued: Invoice) -> dict[str, dict[st
 
 
 def _run(run: dict[str, str]) -> Run:
+    if "storage_bytes" in run:
+        return a_volume(int(run["storage_bytes"]), at(run["start"]), at(run["end"]))
     cpu_milli = int(run.get("cpu_milli", "1000"))
     return Run(start=at(run["start"]), end=at(run["end"]), cpu_milli=cpu_milli)
 

@@ -19,6 +19,7 @@ from botplane.tenants.store import close_tenant, register_tenant
 from tests.support.billing import (
     Run,
     a_plan,
+    a_volume,
     an_account,
     complete_until,
     record_runs,
@@ -91,6 +92,8 @@ def _runs(customer: Customer) -> Iterator[Run]:
         yield Run(
             start=start, end=end, container=container, cpu_milli=cpu_milli, mem_bytes=mem_bytes
         )
+    for start, end, size in customer.volumes:
+        yield a_volume(size, start, end)
 
 
 def _billed(conn: psycopg.Connection[Any], tenant_id: UUID, period: str) -> list[ExpectedLine]:

@@ -18,6 +18,7 @@ from botplane.usage.store import BotUsage, standings, usage_by_bot
 from tests.support.billing import (
     Run,
     a_plan,
+    a_volume,
     an_account,
     at,
     complete_until,
@@ -50,6 +51,7 @@ def acme(conn: psycopg.Connection[Any]) -> TenantAccount:
         Run(start=at("2026-10-31T23:00:00Z"), end=at("2026-11-01T01:00:00Z"), bot_id=arb),
         Run(start=at("2026-11-10T11:00:00Z"), end=None, bot_id=arb),
         Run(start=at("2026-11-10T11:00:00Z"), end=None, bot_id=arb, container="sidecar"),
+        a_volume(10**10, at("2026-11-10T11:40:00Z"), None, bot_id=arb),
         Run(start=at("2026-11-03T00:00:00Z"), end=at("2026-11-03T03:00:00Z"), bot_id=grid),
     ]
     record_runs(conn, account.tenant_id, runs)
@@ -60,15 +62,30 @@ def acme(conn: psycopg.Connection[Any]) -> TenantAccount:
     return account
 
 
+def a_bot(
+    bot: str, *, gb_hours: str = "0", cost: str = "0", pods: int = 0, **counts: int
+) -> BotUsage:
+    return BotUsage(
+        bot=bot,
+        pods=pods,
+        seconds=counts.get("seconds", 0),
+        running=counts.get("running", 0),
+        storage_gb_hours=Decimal(gb_hours),
+        cost=Decimal(cost),
+    )
+
+
 @pytest.mark.usefixtures("acme")
-def test_usage_by_bot_counts_running_pods_up_to_now(conn: psycopg.Connection[Any]) -> None:
+def test_usage_by_bot_counts_pods_and_volumes_up_to_now(
+    conn: psycopg.Connection[Any],
+) -> None:
     rows = usage_by_bot(conn, "acme", None, NOW)
 
     assert rows == [
-        BotUsage(bot="", pods=0, seconds=0, running=0, cost=Decimal("0.75")),
-        BotUsage(bot="arb", pods=3, seconds=7200, running=1, cost=Decimal("0.37")),
-        BotUsage(bot="grid", pods=1, seconds=10800, running=0, cost=Decimal("0.18")),
-        BotUsage(bot="idle", pods=0, seconds=0, running=0, cost=Decimal(0)),
+        a_bot("", cost="0.75"),
+        a_bot("arb", pods=3, seconds=7200, running=1, gb_hours="3.333333333333", cost="0.37"),
+        a_bot("grid", pods=1, seconds=10800, cost="0.18"),
+        a_bot("idle"),
     ]
 
 

@@ -90,8 +90,22 @@ class Run:
     seg: int = 0
     cpu_milli: int = 1000
     mem_bytes: int = GIB
+    storage_bytes: int = 0
     pod_uid: UUID = field(default_factory=uuid4)
     bot_id: UUID = NO_BOT
+
+
+def a_volume(size: int, start: datetime, end: datetime | None, **more: Any) -> Run:
+    """Return the time that a volume of so many bytes was bound."""
+    return Run(
+        start=start,
+        end=end,
+        container="volume",
+        cpu_milli=0,
+        mem_bytes=0,
+        storage_bytes=size,
+        **more,
+    )
 
 
 def record_runs(conn: psycopg.Connection[Any], tenant_id: UUID, runs: Iterable[Run]) -> None:
@@ -100,7 +114,7 @@ def record_runs(conn: psycopg.Connection[Any], tenant_id: UUID, runs: Iterable[R
         cursor.executemany(
             "INSERT INTO runtime_interval VALUES (%(tenant)s, %(pod_uid)s, %(container)s,"
             " %(restart)s, %(seg)s, %(bot_id)s, 'node-1', %(start)s, %(end)s, %(seen)s,"
-            " %(cpu_milli)s, %(mem_bytes)s, %(reason)s, %(quality)s)",
+            " %(cpu_milli)s, %(mem_bytes)s, %(reason)s, %(quality)s, %(storage_bytes)s)",
             [
                 {
                     **vars(run),

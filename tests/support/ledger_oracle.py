@@ -52,6 +52,7 @@ class Customer:
     anchor_day: int
     phases: list[tuple[datetime, datetime | None, str]]
     runs: list[tuple[datetime, datetime, str, int, int]] = field(default_factory=list)
+    volumes: list[tuple[datetime, datetime, int]] = field(default_factory=list)
     events: list[tuple[datetime, str, Fraction]] = field(default_factory=list)
     trades: list[tuple[datetime, Fraction, Fraction]] = field(default_factory=list)
 
@@ -166,6 +167,9 @@ def _metered(customer: Customer, cuts: list[Cut]) -> list[dict[str, Fraction]]:
             used[number]["bot_seconds"] += seconds if container == "bot" else 0
             used[number]["cpu_core_seconds"] += seconds * Fraction(cpu_milli, 1000)
             used[number]["memory_gib_seconds"] += seconds * Fraction(mem_bytes, 2**30)
+    for start, end, size in customer.volumes:
+        for number, seconds in _seconds_in(cuts, start, end).items():
+            used[number]["storage_gb_hours"] += Fraction(seconds * size, 3600 * 10**9)
     for moment, meter, quantity in customer.events:
         for number in _seconds_in(cuts, moment, moment + SECOND):
             used[number][meter] += quantity

@@ -14,7 +14,7 @@ START = datetime(2026, 8, 20, 3, 7, 11, tzinfo=UTC)
 END = datetime(2026, 12, 3, tzinfo=UTC)
 ZONES = ("UTC", "Europe/Madrid", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu")
 INTERVAL_METERS = ("bot_seconds", "cpu_core_seconds", "memory_gib_seconds")
-EVENT_METERS = ("rpc_calls", "bandwidth_gb", "ai_units", "premium_features")
+EVENT_METERS = ("rpc_calls", "bandwidth_gb", "ai_units", "premium_features", "storage_gb_hours")
 MODELS = ("PerUnit", "Flat", "Package", "Graduated", "Volume")
 
 
@@ -159,6 +159,11 @@ def _customer(random: Random, world: World) -> Customer:
         container = random.choice(["bot", "bot", "sidecar"])
         request = random.choice([(250, 2**28), (1500, 2**30), (333, 123_456_789)])
         customer.runs.append((start, end, container, *request))
+    for _ in range(random.randrange(6)):
+        start = random.choice(edges) - timedelta(seconds=random.randrange(-300, 900))
+        end = start + timedelta(seconds=random.choice([1, 600, 1200, random.randrange(1500)]))
+        size = random.choice([10 * 2**30, 10**9, 7, 123_456_789_123_456])
+        customer.volumes.append((start, end, size))
     for _ in range(random.randrange(15)):
         near = random.choice(edges) + timedelta(seconds=random.randrange(-5000, 5000))
         moment = random.choice([near, random.choice(edges), _moment(random, START, END)])

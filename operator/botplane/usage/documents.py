@@ -16,23 +16,14 @@ if TYPE_CHECKING:
     from botplane.usage.store import BotUsage
 
 METER_COLUMNS = "{:<24} {:>22} {:>16} {:>8} {:>16}"
-COLUMNS = "{:<24} {:>6} {:>8} {:>14} {:>16} {:>16}"
+COLUMNS = "{:<24} {:>6} {:>8} {:>14} {:>16} {:>16} {:>16}"
 
 
 def render_table(bots: Sequence[BotUsage]) -> str:
     """Return a table with the exact seconds, their hours, and a row of sums."""
-    rows = [COLUMNS.format("BOT", "PODS", "RUNNING", "SECONDS", "HOURS", "COST")]
-    total = sum((bot.cost for bot in bots), Decimal(0))
-    rows += [_row(b.bot or "(no bot)", b.pods, b.running, b.seconds, b.cost) for b in bots]
-    rows.append(
-        _row(
-            "total",
-            sum(b.pods for b in bots),
-            sum(b.running for b in bots),
-            sum(b.seconds for b in bots),
-            total,
-        )
-    )
+    rows = [COLUMNS.format("BOT", "PODS", "RUNNING", "SECONDS", "HOURS", "GB-HOURS", "COST")]
+    rows += [_row(bot.bot or "(no bot)", [bot]) for bot in bots]
+    rows.append(_row("total", bots))
     return "\n".join(rows)
 
 
@@ -44,6 +35,7 @@ def render_json(bots: Sequence[BotUsage]) -> str:
             "pods": bot.pods,
             "running": bot.running,
             "seconds": bot.seconds,
+            "storageGBHours": _plain(bot.storage_gb_hours),
             "cost": f"{bot.cost:f}",
         }
         for bot in bots
@@ -153,6 +145,16 @@ def _time(moment: datetime) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _row(name: str, pods: int, running: int, seconds: int, cost: Decimal) -> str:
-    hours = Decimal(seconds) / 3600
-    return COLUMNS.format(name, pods, running, f"{seconds:,}", f"{hours:,.6f}", f"{cost:,.6f}")
+def _row(name: str, bots: Sequence[BotUsage]) -> str:
+    seconds = sum(bot.seconds for bot in bots)
+    gb_hours = sum((bot.storage_gb_hours for bot in bots), Decimal(0))
+    cost = sum((bot.cost for bot in bots), Decimal(0))
+    return COLUMNS.format(
+        name,
+        sum(bot.pods for bot in bots),
+        sum(bot.running for bot in bots),
+        f"{seconds:,}",
+        f"{Decimal(seconds) / 3600:,.6f}",
+        f"{gb_hours:,.6f}",
+        f"{cost:,.6f}",
+    )

@@ -26,6 +26,7 @@ WITH used AS (
 by_bot AS (
     SELECT u.bot_id,
         COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'bot_seconds'), 0) AS seconds,
+        COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'storage_gb_hours'), 0) AS gb_hours,
         COALESCE(sum(c.exact * u.quantity / c.quantity), 0) AS cost
     FROM used u
     LEFT JOIN charge(ARRAY[%(tenant_id)s::uuid], ARRAY[%(period)s::text], %(now)s) c
@@ -37,6 +38,7 @@ pods AS (
     FROM billing_period b JOIN runtime_interval i ON i.tenant_id = b.tenant_id
         AND tstzrange(i.started_at, i.ended_at) && tstzrange(b.starts_at, b.ends_at)
     WHERE b.tenant_id = %(tenant_id)s AND b.period = %(period)s AND i.started_at < %(now)s
+        AND i.storage_bytes = 0
     GROUP BY i.bot_id
 ),
 running AS (
@@ -46,6 +48,7 @@ running AS (
 )
 SELECT COALESCE(b.name, '') AS bot, COALESCE(sum(p.pods), 0)::integer AS pods,
     COALESCE(sum(u.seconds), 0)::bigint AS seconds, COALESCE(sum(r.running), 0)::integer AS running,
+    trim_scale(billed_quantity(COALESCE(sum(u.gb_hours), 0))) AS storage_gb_hours,
     COALESCE(sum(u.cost), 0)::numeric(38, 18) AS cost
 FROM (SELECT * FROM bot WHERE bot.tenant_id = %(tenant_id)s) b
 FULL JOIN by_bot u ON u.bot_id = b.bot_id
@@ -144,19 +147,22 @@ used AS MATERIALIZED (
     SELECT i.tenant_id, s.starts_at, w.meter, i.bot_id, CASE w.meter
         WHEN 'bot_seconds' THEN r.seconds
         WHEN 'cpu_core_seconds' THEN r.seconds * i.cpu_milli * 0.001
+        WHEN 'storage_gb_hours' THEN gb_hours(r.seconds * i.storage_bytes)
         ELSE r.seconds * i.mem_bytes * 0.000000000931322574615478515625 END
     FROM runtime_interval i
     JOIN segment s ON s.tenant_id = i.tenant_id
     JOIN wanted w ON w.plan = s.plan AND w.version = s.version
-        AND w.meter IN ('bot_seconds', 'cpu_core_seconds', 'memory_gib_seconds')
+        AND w.meter IN ('bot_seconds', 'cpu_core_seconds', 'memory_gib_seconds',
+            'storage_gb_hours')
         AND (w.meter <> 'bot_seconds' OR i.container = 'bot')
+        AND (w.meter = 'storage_gb_hours') = (i.storage_bytes > 0)
     CROSS JOIN LATERAL (SELECT extract(epoch FROM least(s.ends_at, %(now)s)
         - greatest(i.started_at, s.starts_at)) AS seconds) AS r
     WHERE i.ended_at IS NULL AND greatest(i.started_at, s.starts_at) < least(s.ends_at, %(now)s)
 ),
 metered AS MATERIALIZED (
     SELECT u.tenant_id, u.starts_at, u.meter,
-        trim_scale(trunc(sum(u.quantity), 12)) AS quantity
+        trim_scale(billed_quantity(sum(u.quantity))) AS quantity
     FROM used u GROUP BY u.tenant_id, u.starts_at, u.meter HAVING sum(u.quantity) > 0
 ),
 priced AS MATERIALIZED (

@@ -45,6 +45,7 @@ class BotUsage:
         pods: Pods that ran in the period.
         seconds: Running time of the container `bot`, all replicas together.
         running: Containers `bot` that run now.
+        storage_gb_hours: What its volumes held, in GB (10^9 bytes) times hours.
         cost: Unrounded share of the usage charges, in the major unit of the tenant's currency.
     """
 
@@ -52,6 +53,7 @@ class BotUsage:
     pods: int
     seconds: int
     running: int
+    storage_gb_hours: Decimal
     cost: Decimal
 
 

@@ -173,16 +173,23 @@ def test_costs_are_rounded_half_to_even_and_never_in_exponents(cost: str, shown:
 
 
 def a_usage(bot: str, seconds: int, cost: str, running: int = 1) -> BotUsage:
-    return BotUsage(bot=bot, pods=2, seconds=seconds, running=running, cost=Decimal(cost))
+    return BotUsage(
+        bot=bot,
+        pods=2,
+        seconds=seconds,
+        running=running,
+        storage_gb_hours=Decimal("0.5"),
+        cost=Decimal(cost),
+    )
 
 
 def test_the_table_is_exact_to_the_second_and_sums_up() -> None:
     table = render_table([a_usage("arb-1", 3661, "0.1"), a_usage("", 1_000_000, "0.2", running=0)])
 
     rows = [line.split() for line in table.splitlines()]
-    assert rows[1] == ["arb-1", "2", "1", "3,661", "1.016944", "0.100000"]
-    assert rows[2] == ["(no", "bot)", "2", "0", "1,000,000", "277.777778", "0.200000"]
-    assert rows[3] == ["total", "4", "1", "1,003,661", "278.794722", "0.300000"]
+    assert rows[1] == ["arb-1", "2", "1", "3,661", "1.016944", "0.500000", "0.100000"]
+    assert rows[2] == ["(no", "bot)", "2", "0", "1,000,000", "277.777778", "0.500000", "0.200000"]
+    assert rows[3] == ["total", "4", "1", "1,003,661", "278.794722", "1.000000", "0.300000"]
 
 
 def test_programs_get_costs_unrounded_and_as_text() -> None:
@@ -190,4 +197,11 @@ def test_programs_get_costs_unrounded_and_as_text() -> None:
 
     (entry,) = json.loads(render_json([a_usage("arb-1", 1, tiny)]))
 
-    assert entry == {"bot": "arb-1", "pods": 2, "running": 1, "seconds": 1, "cost": tiny}
+    assert entry == {
+        "bot": "arb-1",
+        "pods": 2,
+        "running": 1,
+        "seconds": 1,
+        "storageGBHours": "0.5",
+        "cost": tiny,
+    }

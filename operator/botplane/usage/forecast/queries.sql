@@ -34,7 +34,7 @@ ORDER BY s.tenant_id, s.starts_at
 
 -- uses --
 -- By cut and meter: what was used until now, and what it will be at the end of the cut if the
--- containers that run now run on and no event comes.
+-- containers and volumes of now stay and no event comes.
 WITH segment AS MATERIALIZED (
     SELECT s.tenant_id, s.starts_at, s.ends_at, s.plan, s.version
     FROM unnest(%(tenants)s::uuid[], %(periods)s::text[]) AS a (tenant_id, period)
@@ -52,10 +52,11 @@ use AS (
     FROM runtime_interval i
     JOIN segment s ON s.tenant_id = i.tenant_id AND s.ends_at > i.started_at
     CROSS JOIN LATERAL (SELECT greatest(i.started_at, s.starts_at) AS begins) AS b
-    CROSS JOIN LATERAL interval_meters(1, i.container, i.cpu_milli, i.mem_bytes) m
+    CROSS JOIN LATERAL interval_meters(1, i.container, i.cpu_milli, i.mem_bytes,
+        i.storage_bytes) m
     WHERE i.tenant_id = ANY(%(tenants)s) AND i.ended_at IS NULL AND i.started_at < %(now)s
 )
-SELECT u.tenant_id, u.starts_at, u.meter, trunc(sum(u.used), 12), trunc(sum(u.at_end), 12)
+SELECT u.tenant_id, u.starts_at, u.meter, billed_quantity(sum(u.used)), billed_quantity(sum(u.at_end))
 FROM use u
 JOIN segment s ON s.tenant_id = u.tenant_id AND s.starts_at = u.starts_at
 JOIN price p ON p.plan = s.plan AND p.version = s.version AND p.meter = u.meter
@@ -99,7 +100,8 @@ FROM (
         ON i.started_at < d.ends AND (i.ended_at IS NULL OR i.ended_at > d.begins)
     CROSS JOIN LATERAL (SELECT greatest(i.started_at, d.begins) AS begins,
         least(i.ended_at, d.ends) AS ends) AS t
-    CROSS JOIN LATERAL interval_meters(1, i.container, i.cpu_milli, i.mem_bytes) m
+    CROSS JOIN LATERAL interval_meters(1, i.container, i.cpu_milli, i.mem_bytes,
+        i.storage_bytes) m
     WHERE i.tenant_id = ANY(%(tenants)s) AND m.meter IN (SELECT p.meter FROM price p)
         AND tstzrange(i.started_at, i.ended_at) && tstzrange(%(since)s, %(until)s)
     GROUP BY i.tenant_id, m.meter, d.day
