@@ -30,7 +30,7 @@ NODES = ("node-0", "node-1")
 METERING_RULES = [
     {
         "apiGroups": [""],
-        "resources": ["pods"],
+        "resources": ["pods", "persistentvolumeclaims"],
         "verbs": ["get", "list", "watch", "patch"],
     },
     {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]},

@@ -22,7 +22,7 @@ BOT: Final = f"{GROUP}/bot"
 """Name of the BotDeployment; on its children and on its pods."""
 
 BOT_UID: Final = f"{GROUP}/bot-uid"
-"""Uid of the BotDeployment; on its pods, read by metering."""
+"""Uid of the BotDeployment; on its pods and claims, read by metering."""
 
 APPLIED_HASH: Final = f"{GROUP}/applied-hash"
 """Annotation on every child: hash of the manifest that was applied last."""
@@ -31,7 +31,7 @@ CONFIG_HASH: Final = f"{GROUP}/config-hash"
 """Annotation on the pod template: a changed configuration rolls the pods."""
 
 METERING_FINALIZER: Final = f"{GROUP}/metering"
-"""In the pod template: a pod stays until its last second is in Postgres."""
+"""In the pod template and on claims: they stay until their last second is in Postgres."""
 
 TENANT_FINALIZER: Final = f"{GROUP}/tenant"
 """On Tenant: bots stop, usage settles and the account closes before the object goes."""

@@ -105,6 +105,11 @@ def _labels(context: Context) -> dict[str, str]:
     }
 
 
+def _payer(context: Context) -> dict[str, str]:
+    """Return the labels that metering reads: whose bill it is on."""
+    return {lb.TENANT_UID: context.tenant_uid, lb.BOT_UID: context.uid}
+
+
 def _configuration(context: Context, common: dict[str, Any]) -> dict[str, Any]:
     return common | {
         "configuration": canonical(context.spec.runtime_config).decode(),
@@ -128,7 +133,12 @@ def _volume(context: Context, common: dict[str, Any]) -> dict[str, Any]:
     storage = context.spec.storage
     assert storage is not None  # noqa: S101 - the caller looked
     chosen = storage.storage_class_name or context.rights.plan.storage_classes[0]
-    return common | {"storage_class": chosen, "size": storage.size.canonical}
+    return common | {
+        "labels": common["labels"] | _payer(context),
+        "metering_finalizer": lb.METERING_FINALIZER,
+        "storage_class": chosen,
+        "size": storage.size.canonical,
+    }
 
 
 def _service(context: Context, common: dict[str, Any]) -> dict[str, Any]:
@@ -161,10 +171,7 @@ def _backup(context: Context, common: dict[str, Any]) -> list[Part]:
         "name": backup_name(context.name),
         "labels": common["labels"] | {lb.COMPONENT: "backup"},
     }
-    volume = named | {
-        "storage_class": _volume(context, common)["storage_class"],
-        "size": volume_size(storage),
-    }
+    volume = _volume(context, named) | {"size": volume_size(storage)}
     image = context.facilities.backup_image
     job = named | backup_values(backup, context.name, image, suspended=context.suspended)
     job["selector"] = selector(context)
@@ -199,7 +206,7 @@ def _scaler(context: Context, common: dict[str, Any]) -> dict[str, Any]:
 def _deployment(context: Context, common: dict[str, Any], content: str) -> dict[str, Any]:
     spec = context.spec
     probe = _probe(spec)
-    pod_labels = _labels(context) | {lb.TENANT_UID: context.tenant_uid, lb.BOT_UID: context.uid}
+    pod_labels = _labels(context) | _payer(context)
     mounts, volumes = zip(*_mounts(context), strict=True)
     return common | {
         "replicas": _replicas(context),

@@ -178,7 +178,8 @@ def _existing_volume(scene: Scene) -> tuple[Step, ...]:
             "resources": {"requests": {"storage": "1Gi"}},
             "storageClassName": scene.storage_class,
         }
-        return {"metadata": {"generateName": "isolation-check-"}, "spec": plain | spec}
+        named = {"generateName": "isolation-check-", "finalizers": [lb.METERING_FINALIZER]}
+        return {"metadata": named, "spec": plain | spec}
 
     path = scene.path("persistentvolumeclaims")
     bent = (claim(volumeName="foreign"), claim(selector={"matchLabels": {"x": "y"}}))

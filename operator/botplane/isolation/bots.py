@@ -323,12 +323,13 @@ def _volumes(scene: Scene) -> list[Attack]:
         claim(),
         claim(volumeName="pv-of-another", storageClassName=scene.storage_class),
         claim(selector={"matchLabels": {"tenant": "rival"}}, storageClassName=scene.storage_class),
+        claim(storageClassName=scene.storage_class),
     )
     return [
         Attack(
             id="ISO-063",
             actor="A+, C",
-            title="a volume of another class, or one that exists already",
+            title="a volume of another class, one that exists already, or one that is not metered",
             steps=(
                 Refused(
                     calls=tuple(create(Actor.DEPUTY, path, body) for body in bent),

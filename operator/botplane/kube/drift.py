@@ -48,8 +48,9 @@ def seal_of(manifest: Manifest) -> str:
 def form(observed: Manifest) -> Manifest:
     """Return the part of an observed object that can drift: without status and system metadata.
 
-    Annotations of others are left out: controllers write theirs after each of our writes. Of a
-    Secret the content is never looked at; who else has written it, and when, tells of a change.
+    Annotations and finalizers of others are left out: controllers write theirs after our writes.
+    Of a Secret the content is never looked at; who else has written it, and when, tells of a
+    change.
     """
     meta = observed["metadata"]
     annotations = meta.get("annotations", {})
@@ -57,6 +58,7 @@ def form(observed: Manifest) -> Manifest:
         "labels": meta.get("labels", {}),
         "annotations": {k: v for k, v in annotations.items() if k.startswith(GROUP)},
         "ownerReferences": meta.get("ownerReferences", []),
+        "finalizers": [name for name in meta.get("finalizers", []) if name.startswith(GROUP)],
     }
     if observed["kind"] == "Secret":
         return {"metadata": kept, "otherWriters": other_writers(meta)}

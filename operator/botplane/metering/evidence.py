@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING
+from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
 from botplane.api import labels
+from botplane.metering.quantity import quantity
 
 Json = Mapping[str, Any]
 
@@ -27,24 +29,29 @@ UNSEEN_END: Final = (255, "Unknown")
 """Exit code and reason that containerd gives a container which it finds gone at its own start."""
 
 LARGEST_CPU_MILLI: Final = 2**31 - 1
-LARGEST_MEM_BYTES: Final = 2**63 - 1
+LARGEST_BYTES: Final = 2**63 - 1
 """What the columns of an interval hold: no pod may be refused for asking for more."""
 
-_MULTIPLIERS: Final = {
-    "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1),
-    "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12),
-    "P": Decimal(10**15), "E": Decimal(10**18),
-    "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40),
-    "Pi": Decimal(2**50), "Ei": Decimal(2**60),
-}  # fmt: skip
+
+class Kind(StrEnum):
+    """What is metered."""
+
+    POD = "Pod"
+    CLAIM = "PersistentVolumeClaim"
+
+    @property
+    def plural(self) -> str:
+        """Return the name that API paths use."""
+        return f"{self.lower()}s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What a container has reserved: the quantity that resource prices multiply."""
+    """What a container has reserved, or a volume holds: the quantity that prices multiply."""
 
     cpu_milli: int
     mem_bytes: int
+    storage_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +76,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """A billed container: its size and its one or two visible runs, oldest first."""
+    """A billed container: its size and its one or two visible runs, oldest first.
+
+    Attributes:
+        resized_at: When its size was written, where the API tells that apart from the rest.
+    """
 
     name: str
     size: Size
     runs: tuple[Run, ...]
+    resized_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +100,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """The part of a pod that metering keeps: about 1.5 KiB instead of 90.
+    """The part of a pod that metering keeps, about 1.5 KiB instead of 90; or a volume's claim.
 
     Attributes:
         account: None when the labels are malformed or name another namespace's tenant.
@@ -100,6 +112,7 @@ class Pod:
         lost: Whether the API itself says that no kubelet stands behind the pod any more.
     """
 
+    kind: Kind
     uid: UUID
     namespace: str
     name: str
@@ -122,6 +135,11 @@ class Pod:
         return f"{self.namespace}/{self.name}"
 
     @property
+    def path(self) -> str:
+        """Return the path of the object on the API server."""
+        return object_path(self.kind, self.namespace, self.name)
+
+    @property
     def running(self) -> list[tuple[str, int]]:
         """Return container and restart of every run that goes on."""
         if self.terminal:
@@ -139,46 +157,52 @@ def read_pod(pod: Json) -> Pod:
     """
     metadata: Json = pod["metadata"]
     status: Json = pod.get("status") or {}
-    deletion_at = _time(metadata.get("deletionTimestamp"))
+    deletion_at = time_of(metadata.get("deletionTimestamp"))
     grace = timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
-    finalizers: list[str] = metadata.get("finalizers") or []
     return Pod(
-        uid=UUID(metadata["uid"]),
-        namespace=metadata["namespace"],
-        name=metadata["name"],
+        **read_metadata(metadata),
+        kind=Kind.POD,
         node=(pod.get("spec") or {}).get("nodeName"),
-        account=_account(metadata),
-        created_at=_required_time(metadata["creationTimestamp"]),
-        deletion_at=deletion_at,
         deleted_at=deletion_at - grace if deletion_at else None,
-        started_at=_time(status.get("startTime")),
+        started_at=time_of(status.get("startTime")),
         status_at=_status_time(metadata),
-        finalizer=(
-            finalizers.index(labels.METERING_FINALIZER)
-            if labels.METERING_FINALIZER in finalizers
-            else None
-        ),
         terminal=status.get("phase") in TERMINAL_PHASES,
         lost=_is_lost(status),
-        force_settle=FORCE_SETTLE in (metadata.get("annotations") or {}),
         containers=tuple(_containers(pod.get("spec") or {}, status)),
     )
 
 
-def quantity(text: str) -> Decimal:
-    """Return a Kubernetes quantity ("500m", "1Gi", "1e3") in its base unit.
+def read_metadata(metadata: Json) -> dict[str, Any]:
+    """Return what the metadata of any object says: the fields of `Pod` of the same names.
 
     Raises:
-        ValueError: The text is not a quantity.
+        KeyError, ValueError: No API server could have sent it.
     """
-    number = text.rstrip("".join(set("numkMGTPEi")))
-    suffix = text[len(number) :]
-    if suffix not in _MULTIPLIERS:
-        raise ValueError(f"not a quantity: {text!r}")
-    try:
-        return Decimal(number) * _MULTIPLIERS[suffix]
-    except ArithmeticError as error:
-        raise ValueError(f"not a quantity: {text!r}") from error
+    finalizers: list[str] = metadata.get("finalizers") or []
+    return {
+        "uid": UUID(metadata["uid"]),
+        "namespace": metadata["namespace"],
+        "name": metadata["name"],
+        "account": _account(metadata),
+        "created_at": datetime.fromisoformat(metadata["creationTimestamp"]),
+        "deletion_at": time_of(metadata.get("deletionTimestamp")),
+        "finalizer": (
+            finalizers.index(labels.METERING_FINALIZER)
+            if labels.METERING_FINALIZER in finalizers
+            else None
+        ),
+        "force_settle": FORCE_SETTLE in (metadata.get("annotations") or {}),
+    }
+
+
+def object_path(kind: Kind, namespace: str, name: str) -> str:
+    """Return the path of an object on the API server."""
+    return f"/api/v1/namespaces/{namespace}/{kind.plural}/{name}"
+
+
+def time_of(text: str | None) -> datetime | None:
+    """Return the time that the API server writes as text."""
+    return datetime.fromisoformat(text) if text else None
 
 
 def _account(metadata: Json) -> Account | None:
@@ -210,7 +234,7 @@ def _is_lost(status: Json) -> bool:
 
 def _status_time(metadata: Json) -> datetime | None:
     times = [
-        _required_time(entry["time"])
+        datetime.fromisoformat(entry["time"])
         for entry in metadata.get("managedFields") or ()
         if entry.get("subresource") == "status" and entry.get("time")
     ]
@@ -241,7 +265,7 @@ def _size(container: Json, status: Json) -> Size:
     memory = quantity(str(actual.get("memory", asked.get("memory", "0"))))
     return Size(
         cpu_milli=min(int((cpu * 1000).to_integral_value(ROUND_CEILING)), LARGEST_CPU_MILLI),
-        mem_bytes=min(int(memory.to_integral_value(ROUND_CEILING)), LARGEST_MEM_BYTES),
+        mem_bytes=min(int(memory.to_integral_value(ROUND_CEILING)), LARGEST_BYTES),
     )
 
 
@@ -266,7 +290,7 @@ def _runs(status: Json) -> tuple[Run, ...]:
         if number >= 0:
             runs.append(_ended(number, last))
     if running is not None:
-        started = _time(running.get("startedAt"))
+        started = time_of(running.get("startedAt"))
         runs.append(Run(restart=restart, started_at=started, ended_at=None, over=False))
     elif terminated is not None:
         runs.append(_ended(restart, terminated))
@@ -276,16 +300,8 @@ def _runs(status: Json) -> tuple[Run, ...]:
 def _ended(restart: int, terminated: Json) -> Run:
     return Run(
         restart=restart,
-        started_at=_time(terminated.get("startedAt")),
-        ended_at=_time(terminated.get("finishedAt")),
+        started_at=time_of(terminated.get("startedAt")),
+        ended_at=time_of(terminated.get("finishedAt")),
         over=True,
         end_unseen=(terminated.get("exitCode"), terminated.get("reason")) == UNSEEN_END,
     )
-
-
-def _time(text: str | None) -> datetime | None:
-    return _required_time(text) if text else None
-
-
-def _required_time(text: str) -> datetime:
-    return datetime.fromisoformat(text)

@@ -1,6 +1,6 @@
-"""The pods as the API server has them: one paged list, then one watch, again and again.
+"""Pods and claims of volumes as the API server has them: a paged list, then a watch, for ever.
 
-Level-triggered: what happened in between does not matter, only which pods changed since they
+Level-triggered: what happened in between does not matter, only which objects changed since they
 were last taken. Each new list is compared with what is known, so a lost event is found at the
 latest after one resync. Objects are read as JSON and only their facts are kept: the client's
 typed models cost 90 KiB and 1 ms a pod.
@@ -12,7 +12,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -26,15 +26,18 @@ from botplane.api import labels
 from botplane.errors import Retryable
 from botplane.metering import metrics
 from botplane.metering.calls import Api, Query
-from botplane.metering.evidence import Json, Pod, read_pod
+from botplane.metering.evidence import Json, Kind, Pod, read_pod
+from botplane.metering.volumes import read_claim
 
 PAGE_SIZE: Final = 500
 SELECTOR: Final = f"{labels.MANAGED_BY}={labels.MANAGED_BY_VALUE}"
-PODS: Final = "/api/v1/pods"
+READERS: Final[Mapping[Kind, Callable[[Json], Pod]]] = {Kind.POD: read_pod, Kind.CLAIM: read_claim}
 LIST_TIMEOUT_SECONDS: Final = 30
 WATCH_TIMEOUT_SECONDS: Final = 90
 """A watch without a word for so long is dead: the server sends a bookmark each minute."""
 LONGEST_BACKOFF_SECONDS: Final = 15.0
+STALE_LISTS: Final = 5
+"""How many lists older than what was seen are refused; after that, etcd was put back in time."""
 
 log = structlog.get_logger()
 
@@ -45,15 +48,21 @@ class FeedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """Pods that changed, and the API time until which everything is known once they settle."""
+    """What changed, and the API time until which each kind is known.
+
+    Attributes:
+        complete_until: Until when everything is known once these settle; None before the first
+            list of each kind.
+    """
 
     present: list[Pod]
     gone: list[Pod]
-    heard_at: datetime
+    heard: Mapping[Kind, datetime]
+    complete_until: datetime | None
 
 
-class PodFeed:
-    """Follows all of botplane's pods; safe for one following and one taking thread."""
+class Feed:
+    """Follows all of botplane's pods and claims; safe for following threads and one that takes."""
 
     def __init__(self, api: Api, clock: Callable[[], datetime], resync_seconds: int) -> None:
         self._api = api
@@ -64,26 +73,28 @@ class PodFeed:
         self._gone: dict[UUID, Pod] = {}
         self._dirty: set[UUID] = set()
         self._released: set[UUID] = set()
-        self._heard_at: datetime | None = None
+        self._heard: dict[Kind, datetime] = {}
+        self._newest = dict.fromkeys(Kind, 0)
+        self._stale = dict.fromkeys(Kind, 0)
+        self._moved = dict.fromkeys(Kind, time.monotonic())
         self._skew = timedelta(0)
         self.lists = 0
-        self.moved_at = time.monotonic()
 
-    def follow(self, stop: threading.Event) -> None:
-        """List and watch until `stop`; errors are logged and tried again, for ever."""
+    def follow(self, kind: Kind, stop: threading.Event) -> None:
+        """List and watch a kind until `stop`; errors are logged and tried again, for ever."""
         failures = 0
         while not stop.is_set():
             try:
-                version = self._list()
+                version = self.list_once(kind)
                 failures = 0
-                self._follow_watch(version, stop)
+                self.watch(kind, version, stop)
             except (FeedError, Retryable, ValueError, KeyError) as error:
                 if stop.is_set():
                     return
                 failures += 1
                 metrics.API_ERRORS.labels("list_or_watch").inc()
-                log.warning("Lost the pod feed", error=_brief(error), failures=failures)
-                self.moved_at = time.monotonic()
+                log.warning("Lost the feed", kind=str(kind), error=_brief(error), failures=failures)
+                self._moved[kind] = time.monotonic()
                 stop.wait(backoff_seconds(failures, LONGEST_BACKOFF_SECONDS))
 
     def interrupt(self) -> None:
@@ -98,14 +109,21 @@ class PodFeed:
                 self._changed.wait(seconds)
 
     def take(self) -> Taken | None:
-        """Return what changed since the last call; None before the first list."""
+        """Return what changed since the last call; None before any list."""
         with self._changed:
-            if self._heard_at is None:
+            if not self._heard:
                 return None
             present = [self._pods[uid] for uid in self._dirty if uid in self._pods]
             gone = [self._gone[uid] for uid in self._dirty if uid in self._gone]
             self._dirty.clear()
-            return Taken(present=present, gone=gone, heard_at=self._heard_at)
+            heard = dict(self._heard)
+            is_complete = len(heard) == len(READERS)
+            return Taken(
+                present=present,
+                gone=gone,
+                heard=heard,
+                complete_until=min(heard.values()) if is_complete else None,
+            )
 
     def put_back(self, uids: Iterable[UUID]) -> None:
         """Have pods taken again, as they are by then."""
@@ -135,46 +153,62 @@ class PodFeed:
             return uid in self._pods or uid in self._gone
 
     @property
-    def heard_at(self) -> datetime | None:
-        """Return the API time until which all changes have arrived; None before the first list."""
-        return self._heard_at
+    def heard(self) -> Mapping[Kind, datetime]:
+        """Return the API time until which all changes have arrived, for each kind once listed."""
+        return self._heard
 
-    def _list(self) -> str:
+    @property
+    def is_complete(self) -> bool:
+        """Say whether every kind has been listed once."""
+        return len(self._heard) == len(READERS)
+
+    @property
+    def moved_at(self) -> float:
+        """Return when the thread that is furthest behind last moved."""
+        return min(self._moved.values())
+
+    def list_once(self, kind: Kind) -> str:
+        """Read all objects of a kind and return the version to watch from.
+
+        Raises:
+            FeedError: The API server refused, or showed an older state than was seen before.
+            Retryable: No answer came.
+        """
         asked_at = self._clock()
         found: dict[UUID, Pod] = {}
         token, version = "", ""
         while not version or token:
-            page, date = self._page(token)
+            page, date = self._page(kind, token)
             for item in page["items"]:
-                pod = _read(item)
+                pod = _read(kind, item)
                 if pod is not None:
                     found[pod.uid] = pod
             version = page["metadata"]["resourceVersion"]
             token = page["metadata"].get("continue") or ""
             if date is not None:
                 self._skew = date - self._clock()
-            self.moved_at = time.monotonic()
+            self._moved[kind] = time.monotonic()
+        self._refuse_stale(kind, int(version))
         with self._changed:
-            for uid in self._pods.keys() - found.keys():
+            known = {uid for uid, pod in self._pods.items() if pod.kind is kind}
+            for uid in known - found.keys():
                 self._vanish(self._pods[uid])
-            self._pods = found
-            self._released &= found.keys()
+            self._pods |= found
+            self._released &= self._pods.keys()
             self._dirty |= found.keys()
-            self._hear(asked_at)
+            self._hear(kind, asked_at)
             self.lists += 1
             self._changed.notify_all()
-        log.debug("Listed pods", count=len(found))
+        log.debug("Listed", kind=str(kind), count=len(found))
         return version
 
-    def _page(self, token: str) -> tuple[Json, datetime | None]:
-        query: Query = {"labelSelector": SELECTOR, "limit": PAGE_SIZE, "continue": token}
-        reply = self._api.get(PODS, query, timeout=LIST_TIMEOUT_SECONDS)
-        if reply.status != HTTPStatus.OK:
-            raise FeedError(f"list pods: {reply.status} {reply.body[:200]!r}")
-        date = reply.headers.get("Date")
-        return json.loads(reply.body), parsedate_to_datetime(date) if date else None
+    def watch(self, kind: Kind, version: str, stop: threading.Event) -> None:
+        """Take note of each change of a kind until the server ends the watch.
 
-    def _follow_watch(self, version: str, stop: threading.Event) -> None:
+        Raises:
+            FeedError: The server ended it with an error.
+            Retryable: The connection broke.
+        """
         query: Query = {
             "labelSelector": SELECTOR,
             "watch": "1",
@@ -182,21 +216,48 @@ class PodFeed:
             "allowWatchBookmarks": "1",
             "timeoutSeconds": self._resync_seconds,
         }
-        for event in self._api.stream(PODS, query, timeout=WATCH_TIMEOUT_SECONDS):
+        for event in self._api.stream(_collection(kind), query, timeout=WATCH_TIMEOUT_SECONDS):
             if stop.is_set():
                 return
-            self.moved_at = time.monotonic()
-            if event["type"] == "ERROR":
-                raise FeedError(f"watch pods: {event['object'].get('message')}")
-            pod = _read(event["object"]) if event["type"] != "BOOKMARK" else None
-            with self._changed:
+            self.note(kind, event)
+
+    def note(self, kind: Kind, event: Json) -> None:
+        """Take note of one event of a watch.
+
+        Raises:
+            FeedError: It says that the watch is over.
+        """
+        self._moved[kind] = time.monotonic()
+        if event["type"] == "ERROR":
+            raise FeedError(f"watch {kind}: {event['object'].get('message')}")
+        newest = int(event["object"]["metadata"]["resourceVersion"])
+        pod = _read(kind, event["object"]) if event["type"] != "BOOKMARK" else None
+        with self._changed:
+            if newest > self._newest[kind]:
+                self._newest[kind] = newest
                 if pod is not None and event["type"] == "DELETED":
                     self._vanish(pod)
                 elif pod is not None:
                     self._pods[pod.uid] = pod
                     self._dirty.add(pod.uid)
-                self._hear(self._clock())
-                self._changed.notify_all()
+            self._hear(kind, self._clock())
+            self._changed.notify_all()
+
+    def _refuse_stale(self, kind: Kind, version: int) -> None:
+        """Refuse a list from the past: what has come since would be taken for gone."""
+        if version < self._newest[kind] and self._stale[kind] < STALE_LISTS:
+            self._stale[kind] += 1
+            raise FeedError(f"list {kind}: version {version} after {self._newest[kind]}")
+        self._stale[kind] = 0
+        self._newest[kind] = version
+
+    def _page(self, kind: Kind, token: str) -> tuple[Json, datetime | None]:
+        query: Query = {"labelSelector": SELECTOR, "limit": PAGE_SIZE, "continue": token}
+        reply = self._api.get(_collection(kind), query, timeout=LIST_TIMEOUT_SECONDS)
+        if reply.status != HTTPStatus.OK:
+            raise FeedError(f"list {kind}: {reply.status} {reply.body[:200]!r}")
+        date = reply.headers.get("Date")
+        return json.loads(reply.body), parsedate_to_datetime(date) if date else None
 
     def _vanish(self, pod: Pod) -> None:
         self._pods.pop(pod.uid, None)
@@ -206,10 +267,10 @@ class PodFeed:
             self._gone[pod.uid] = pod
             self._dirty.add(pod.uid)
 
-    def _hear(self, at: datetime) -> None:
+    def _hear(self, kind: Kind, at: datetime) -> None:
         heard = (at + self._skew).replace(microsecond=0)
-        if self._heard_at is None or heard > self._heard_at:
-            self._heard_at = heard
+        if kind not in self._heard or heard > self._heard[kind]:
+            self._heard[kind] = heard
         metrics.LAST_SYNC.set(at.timestamp())
         metrics.PODS.set(len(self._pods))
 
@@ -219,11 +280,19 @@ def backoff_seconds(failures: int, longest: float) -> float:
     return float(min(longest, 0.25 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.5))
 
 
-def _read(item: Json) -> Pod | None:
+def _collection(kind: Kind) -> str:
+    return f"/api/v1/{kind.plural}"
+
+
+def _read(kind: Kind, item: Json) -> Pod | None:
     try:
-        return read_pod(item)
+        return READERS[kind](item)
     except (KeyError, ValueError, TypeError):
-        log.exception("Could not read a pod", name=(item.get("metadata") or {}).get("name"))
+        log.exception(
+            "Could not read an object",
+            kind=str(kind),
+            name=(item.get("metadata") or {}).get("name"),
+        )
         return None
 
 

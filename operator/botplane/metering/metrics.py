@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-PODS = Gauge("botplane_metering_pods", "Pods that metering knows.")
+PODS = Gauge("botplane_metering_pods", "Pods and claims of volumes that metering knows.")
 PODS_AWAITING_SETTLEMENT = Gauge(
     "botplane_metering_pods_awaiting_settlement",
-    "Deleted pods that still carry the metering finalizer.",
+    "Deleted pods and claims that still carry the metering finalizer.",
 )
 PODS_UNBILLABLE = Gauge(
     "botplane_metering_pods_unbillable",

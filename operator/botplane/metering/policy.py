@@ -171,7 +171,7 @@ def _settle_container(
     pod: Pod, container: Container, before: Sequence[Interval], sight: Sight
 ) -> list[Interval]:
     rows = list(before)
-    resized_at = min(pod.status_at or sight.at, sight.at)
+    resized_at = min(container.resized_at or pod.status_at or sight.at, sight.at)
     for run in container.runs:
         rows = _close_superseded(rows, run)
         rows = [
@@ -195,11 +195,26 @@ def _settle_run(
         opened = _open(container, run, others, sight)
         return [] if opened is None else [_end(opened, run, others, sight)]
     *closed, last = segments
+    if run.over and not _grew_before(container, run, last):
+        return [*closed, _end(last, run, others, sight)]
     if run.over:
+        *closed, last = [*closed, *_resize(last, container.size, resized_at)]
         return [*closed, _end(last, run, others, sight)]
     if last.ended_at is None and last.size != container.size and sight.at >= last.last_seen_at:
         return [*closed, *_resize(last, container.size, resized_at)]
     return segments
+
+
+def _grew_before(container: Container, run: Run, row: Interval) -> bool:
+    """Say whether a run that is over changed its size unseen, at a time that is told."""
+    at, end = container.resized_at, run.ended_at
+    return (
+        row.ended_at is None
+        and row.size != container.size
+        and at is not None
+        and end is not None
+        and row.started_at <= at <= end
+    )
 
 
 def _open(container: Container, run: Run, others: list[Interval], sight: Sight) -> Interval | None:
@@ -211,7 +226,11 @@ def _open(container: Container, run: Run, others: list[Interval], sight: Sight) 
     ):
         return None
     ends = [row.ended_at for row in others if row.restart < run.restart and row.ended_at]
-    started_at = max([run.started_at, *ends])
+    # What it was before its size changed unseen is not known: only from then on is it billed.
+    resized = (
+        [container.resized_at] if container.resized_at and container.resized_at <= sight.at else []
+    )
+    started_at = max([run.started_at, *ends, *resized])
     is_seen = not run.over and sight.fate is Fate.PRESENT
     return Interval(
         container=container.name,
@@ -299,6 +318,8 @@ def _gaps(pod: Pod, container: Container, rows: Sequence[Interval], unseen_from:
     """Return the runs after the newest stored one and before the visible ones."""
     if not container.runs:
         return []
+    if container.resized_at is not None:
+        return _size_unseen(container, rows, unseen_from)
     known = {row.restart for row in rows}
     missing = [n for n in range(unseen_from, container.runs[-1].restart) if n not in known]
     later = [row for row in rows if row.restart > max(missing, default=0)]
@@ -316,6 +337,15 @@ def _gaps(pod: Pod, container: Container, rows: Sequence[Interval], unseen_from:
             ended_at=end,
         )
     ]
+
+
+def _size_unseen(container: Container, rows: Sequence[Interval], unseen_from: int) -> list[Gap]:
+    """Return the time before a first look at which a size was that nobody saw."""
+    start = container.runs[0].started_at
+    if unseen_from > 0 or not rows or start is None or rows[0].started_at <= start:
+        return []
+    name = container.name
+    return [Gap(container=name, first=0, last=0, started_at=start, ended_at=rows[0].started_at)]
 
 
 def _later(at: datetime, other: datetime | None) -> datetime:

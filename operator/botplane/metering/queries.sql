@@ -14,10 +14,12 @@ ON CONFLICT (tenant_id, bot_id) DO NOTHING;
 
 -- lock_pods --
 -- Insert or update pods and hold their rows: settling one pod never runs twice at once.
-INSERT INTO pod AS p (tenant_id, pod_uid, bot_id, namespace, name, node, created_at, deletion_at)
-SELECT n.tenant_id, n.pod_uid, n.bot_id, n.namespace, n.name, n.node, n.created_at, n.deletion_at
-FROM jsonb_to_recordset(%(pods)s) AS n (tenant_id uuid, pod_uid uuid, bot_id uuid, namespace text,
-    name text, node text, created_at timestamptz, deletion_at timestamptz)
+INSERT INTO pod AS p (tenant_id, pod_uid, kind, bot_id, namespace, name, node, created_at,
+    deletion_at)
+SELECT n.tenant_id, n.pod_uid, n.kind, n.bot_id, n.namespace, n.name, n.node, n.created_at,
+    n.deletion_at
+FROM jsonb_to_recordset(%(pods)s) AS n (tenant_id uuid, pod_uid uuid, kind text, bot_id uuid,
+    namespace text, name text, node text, created_at timestamptz, deletion_at timestamptz)
 ORDER BY n.tenant_id, n.pod_uid
 ON CONFLICT (tenant_id, pod_uid) DO UPDATE
 SET node = COALESCE(EXCLUDED.node, p.node),
@@ -28,7 +30,7 @@ WHERE (p.node, p.deletion_at) IS DISTINCT FROM
 -- newest_intervals --
 -- The newest intervals of each container: an open one is always the newest.
 SELECT i.pod_uid, i.container, i.restart, i.seg, i.started_at, i.ended_at, i.last_seen_at,
-    i.cpu_milli, i.mem_bytes, i.close_reason, i.close_quality
+    i.cpu_milli, i.mem_bytes, i.storage_bytes, i.close_reason, i.close_quality
 FROM jsonb_to_recordset(%(containers)s) AS c (tenant_id uuid, pod_uid uuid, container text)
 CROSS JOIN LATERAL (
     SELECT r.* FROM runtime_interval r
@@ -40,13 +42,15 @@ CROSS JOIN LATERAL (
 -- write_intervals --
 -- Better evidence replaces worse; an exact end never moves and a closed interval never opens.
 INSERT INTO runtime_interval AS i (tenant_id, pod_uid, container, restart, seg, bot_id, node,
-    started_at, ended_at, last_seen_at, cpu_milli, mem_bytes, close_reason, close_quality)
+    started_at, ended_at, last_seen_at, cpu_milli, mem_bytes, storage_bytes, close_reason,
+    close_quality)
 SELECT n.tenant_id, n.pod_uid, n.container, n.restart, n.seg, n.bot_id, n.node, n.started_at,
-    n.ended_at, n.last_seen_at, n.cpu_milli, n.mem_bytes, n.close_reason, n.close_quality
+    n.ended_at, n.last_seen_at, n.cpu_milli, n.mem_bytes, n.storage_bytes, n.close_reason,
+    n.close_quality
 FROM jsonb_to_recordset(%(intervals)s) AS n (tenant_id uuid, pod_uid uuid, container text,
     restart integer, seg integer, bot_id uuid, node text, started_at timestamptz,
     ended_at timestamptz, last_seen_at timestamptz, cpu_milli bigint, mem_bytes bigint,
-    close_reason text, close_quality text)
+    storage_bytes bigint, close_reason text, close_quality text)
 ORDER BY n.tenant_id, n.pod_uid, n.container, n.restart, n.seg
 ON CONFLICT (tenant_id, pod_uid, container, restart, seg) DO UPDATE
 SET ended_at = EXCLUDED.ended_at, close_reason = EXCLUDED.close_reason,
@@ -95,7 +99,7 @@ SELECT count(*) FROM closed;
 
 -- unsettled_pods --
 -- Pods that have not been released as far as this database knows.
-SELECT tenant_id, pod_uid, namespace, name FROM pod WHERE settled_at IS NULL;
+SELECT kind, tenant_id, pod_uid, namespace, name FROM pod WHERE settled_at IS NULL;
 
 -- see_running --
 -- Note that runs were still going on: the bound of what a lost end can cost.

@@ -1,4 +1,4 @@
-"""The metering process: pods that changed → settled in Postgres → released.
+"""The metering process: pods and claims that changed → settled in Postgres → released.
 
 The order is what makes it exact: upsert, COMMIT, and only then the finalizer goes. The process
 holds nothing that it could not read again, so it may be killed at any instruction.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 from uuid import UUID
@@ -19,8 +19,8 @@ import structlog
 from botplane.errors import Retryable
 from botplane.metering import metrics
 from botplane.metering.calls import open_api
-from botplane.metering.evidence import Json, Pod
-from botplane.metering.feed import PodFeed, Taken, backoff_seconds
+from botplane.metering.evidence import Json, Kind, Pod
+from botplane.metering.feed import Feed, Taken, backoff_seconds
 from botplane.metering.health import serve_health
 from botplane.metering.policy import (
     Fate,
@@ -31,7 +31,7 @@ from botplane.metering.policy import (
     may_release,
     recheck_after,
 )
-from botplane.metering.release import Cluster, Release
+from botplane.metering.release import Cluster, Release, renewed_at
 from botplane.metering.store import Look, MeteringStore
 from botplane.store.pool import Role, open_pool
 
@@ -59,15 +59,17 @@ class Metering:
 
     def __init__(
         self,
-        feed: PodFeed,
+        feed: Feed,
         store: MeteringStore,
         cluster: Cluster,
         clock: Callable[[], datetime],
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._feed = feed
         self._store = store
         self._cluster = cluster
         self._clock = clock
+        self._ticks = ticks
         self._due: dict[UUID, float] = {}
         self._nodes: dict[str, Json | None] = {}
         self._refused: set[UUID] = set()
@@ -84,7 +86,7 @@ class Metering:
         while not stop.is_set():
             self.moved_at = time.monotonic()
             try:
-                self._pass(stop)
+                self.turn(stop)
                 failures = 0
             except Retryable as error:
                 failures += 1
@@ -96,26 +98,31 @@ class Metering:
             stop.wait(GATHER_SECONDS)
 
     def is_stuck(self) -> bool:
-        """Say whether one of the two loops has not moved for too long."""
+        """Say whether one of the loops has not moved for too long."""
         oldest = min(self.moved_at, self._feed.moved_at)
         return time.monotonic() - oldest > STUCK_AFTER_SECONDS
 
     def is_ready(self) -> bool:
-        """Say whether all pods have been listed once."""
-        return self._feed.heard_at is not None
+        """Say whether everything has been listed once."""
+        return self._feed.is_complete
 
-    def _pass(self, stop: threading.Event) -> None:
+    def turn(self, stop: threading.Event) -> None:
+        """Settle and release what has changed since the last turn.
+
+        Raises:
+            Retryable: Postgres is away; what was not settled is taken again.
+        """
         self._put_back_due()
         taken = self._feed.take()
         if taken is None:
             return
-        if self._settle(taken, stop):
-            self._complete_until = taken.heard_at
+        if self._settle(taken, stop) and taken.complete_until is not None:
+            self._complete_until = taken.complete_until
         if self._feed.lists > self._swept:
             lists = self._feed.lists
-            self._sweep()
+            self._sweep(taken.heard.keys())
             self._swept = lists
-        self._beat(taken.heard_at)
+        self._beat(taken.heard)
 
     def _settle(self, taken: Taken, stop: threading.Event) -> bool:
         """Settle and release what was taken; return whether nothing of it is left open."""
@@ -130,7 +137,8 @@ class Metering:
                 if stop.is_set():
                     return False
                 self.moved_at = time.monotonic()
-                self._settle_batch([self._look(pod, fate, taken.heard_at) for pod, fate in batch])
+                looks = [self._look(pod, fate, taken.heard[pod.kind]) for pod, fate in batch]
+                self._settle_batch(looks)
                 unsettled -= {pod.uid for pod, _ in batch}
         finally:
             self._feed.put_back(unsettled)
@@ -186,17 +194,20 @@ class Metering:
         if pod.node not in self._nodes:
             self._nodes[pod.node] = self._cluster.node(pod.node)
         node = self._nodes[pod.node]
-        if not (pod.lost if node is None else is_lost(node)):
+        lost = pod.lost if node is None else is_lost(node)
+        # Without an answer the pod would be billed until it was asked to go.
+        lease = self._cluster.lease(pod.node) if lost else None
+        if lease is None:
             return pod, Sight(at=at, node_seen_at=self._alive.get(pod.node))
         log.warning("Lost the node of a pod", pod=pod.key, node=pod.node)
-        seen_at = self._cluster.node_seen_at(pod.node)
-        return pod, Sight(at=at, fate=Fate.NODE_LOST, node_seen_at=seen_at)
+        return pod, Sight(at=at, fate=Fate.NODE_LOST, node_seen_at=renewed_at(lease))
 
-    def _sweep(self) -> None:
-        """Settle pods that vanished while nobody watched."""
-        absent = [p for p in self._store.unsettled_pods() if not self._feed.knows(p.pod_uid)]
+    def _sweep(self, listed: Collection[Kind]) -> None:
+        """Settle pods and claims that vanished while nobody watched."""
+        unsettled = [pod for pod in self._store.unsettled_pods() if pod.kind in listed]
+        absent = [pod for pod in unsettled if not self._feed.knows(pod.pod_uid)]
         tenants = {pod.pod_uid: pod.tenant_id for pod in absent}
-        keys = [(pod.namespace, pod.name, pod.pod_uid) for pod in absent]
+        keys = [(pod.path, pod.pod_uid) for pod in absent]
         for batch in _batches(keys):
             self.moved_at = time.monotonic()
             gone = [(tenants[uid], uid) for uid in self._cluster.vanished(batch)]
@@ -205,37 +216,37 @@ class Metering:
             if closed:
                 log.warning("Closed runs of vanished pods", pods=len(gone), intervals=closed)
 
-    def _beat(self, seen_at: datetime) -> None:
-        now = time.monotonic()
+    def _beat(self, heard: Mapping[Kind, datetime]) -> None:
+        now = self._ticks()
         if self._complete_until is None:
             return
         if now - self._beat_at >= HEARTBEAT_SECONDS:
-            self._store.beat(self._running(seen_at), self._complete_until, self._clock())
+            self._store.beat(self._running(heard), self._complete_until, self._clock())
             self._beat_at = self._marked_at = now
         elif now - self._marked_at >= WATERMARK_SECONDS:
             self._store.advance_watermark(self._complete_until, self._clock())
             self._marked_at = now
         metrics.WATERMARK.set(self._complete_until.timestamp())
 
-    def _running(self, seen_at: datetime) -> list[tuple[Pod, datetime]]:
-        """Return the pods that run, each with the time until which its kubelet stands for it.
+    def _running(self, heard: Mapping[Kind, datetime]) -> list[tuple[Pod, datetime]]:
+        """Return what runs or is bound, each with the time until which that is known.
 
         The API shows a pod as running for minutes after its node has lost power.
         """
         self._look_at_nodes()
         return [
-            (pod, min(seen_at, self._alive.get(pod.node or "", seen_at)))
+            (pod, min(heard[pod.kind], self._alive.get(pod.node or "", heard[pod.kind])))
             for pod in self._feed.pods()
-            if pod.running
+            if pod.running and pod.kind in heard
         ]
 
     def _look_at_nodes(self) -> None:
         """Read the Leases of the nodes, at most every ten seconds; an old one is an early one."""
-        if time.monotonic() - self._looked_at < NODES_SECONDS:
+        if self._ticks() - self._looked_at < NODES_SECONDS:
             return
         alive = self._cluster.nodes_seen_at()
         if alive is not None:
-            self._alive, self._looked_at = alive, time.monotonic()
+            self._alive, self._looked_at = alive, self._ticks()
 
     def _note_refused(self, seen: Sequence[tuple[Pod, Sight]], refused: frozenset[UUID]) -> None:
         for pod, _ in seen:
@@ -260,17 +271,17 @@ class Metering:
                 log.error("Found a pod that no tenant pays for", pod=pod.key, uid=str(pod.uid))
 
     def _recheck(self, pods: Iterable[Pod]) -> None:
-        heard_at = self._feed.heard_at
+        heard = self._feed.heard
         for pod in pods:
-            after = recheck_after(pod, heard_at) if heard_at else None
+            after = recheck_after(pod, heard[pod.kind])
             if after is not None:
                 self._later(pod.uid, after.total_seconds())
 
     def _later(self, uid: UUID, seconds: float) -> None:
-        self._due[uid] = time.monotonic() + seconds * random.uniform(1.0, 1.5)
+        self._due[uid] = self._ticks() + seconds * random.uniform(1.0, 1.5)
 
     def _put_back_due(self) -> None:
-        now = time.monotonic()
+        now = self._ticks()
         ready = [uid for uid, at in self._due.items() if at <= now]
         for uid in ready:
             del self._due[uid]
@@ -278,7 +289,7 @@ class Metering:
 
     def _idle_seconds(self) -> float:
         first = min(self._due.values(), default=float("inf"))
-        return min(IDLE_SECONDS, max(0.0, first - time.monotonic()))
+        return min(IDLE_SECONDS, max(0.0, first - self._ticks()))
 
     def _count(self) -> None:
         waiting = [p for p in self._feed.pods() if p.deletion_at and p.finalizer is not None]
@@ -294,7 +305,7 @@ def run(
     stop: threading.Event,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),  # noqa: TID251 - the process entry
 ) -> None:
-    """Meter pods until `stop` is set, then finish the batch at hand and return.
+    """Meter pods and volumes until `stop` is set, then finish the batch at hand and return.
 
     Args:
         database_url: Postgres, as libpq reads it.
@@ -304,13 +315,13 @@ def run(
         clock: Current time in UTC.
     """
     api = open_api(kubeconfig)
-    feed = PodFeed(api, clock, RESYNC_SECONDS)
+    feed = Feed(api, clock, RESYNC_SECONDS)
     cluster = Cluster(api)
     pool = open_pool(database_url, Role.METERING, max_size=2)
     metering = Metering(feed, MeteringStore(pool), cluster, clock)
     health = serve_health(health_port, metering) if health_port is not None else None
-    following = threading.Thread(target=feed.follow, args=[stop], name="feed", daemon=True)
-    following.start()
+    for kind in Kind:
+        threading.Thread(target=feed.follow, args=[kind, stop], name=str(kind), daemon=True).start()
     threading.Thread(target=_interrupt, args=[feed, stop], name="stop", daemon=True).start()
     try:
         metering.run(stop)
@@ -323,7 +334,7 @@ def run(
     log.info("Stopped metering")
 
 
-def _interrupt(feed: PodFeed, stop: threading.Event) -> None:
+def _interrupt(feed: Feed, stop: threading.Event) -> None:
     stop.wait()
     feed.interrupt()
 

@@ -35,11 +35,11 @@ class Release(StrEnum):
 
 
 class Cluster:
-    """Single-object calls to the API server, up to eight at once."""
+    """Single-object calls to the API server, some at once."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, at_once: int = CONCURRENT_CALLS) -> None:
         self._api = api
-        self._calls = ThreadPoolExecutor(CONCURRENT_CALLS, thread_name_prefix="release")
+        self._calls = ThreadPoolExecutor(at_once, thread_name_prefix="release")
 
     def release(self, pods: Sequence[Pod]) -> dict[UUID, Release]:
         """Remove our finalizer from pods; a pod that is gone already counts as done.
@@ -59,29 +59,29 @@ class Cluster:
 
         return dict(self._calls.map(release_one, pods))
 
-    def vanished(self, pods: Sequence[tuple[str, str, UUID]]) -> list[UUID]:
-        """Return which of the pods (namespace, name, uid) no longer exist.
+    def vanished(self, objects: Sequence[tuple[str, UUID]]) -> list[UUID]:
+        """Return which of the objects (path, uid) no longer exist.
 
-        A pod of which the API server does not say so counts as existing.
+        An object of which the API server does not say so counts as existing.
         """
 
-        def is_gone(pod: tuple[str, str, UUID]) -> bool:
-            namespace, name, uid = pod
-            found = self._get("pod", _pod_path(namespace, name))
+        def is_gone(one: tuple[str, UUID]) -> bool:
+            path, uid = one
+            found = self._get("object", path)
             if found is None:
                 return False
             return not found or found["metadata"]["uid"] != str(uid)
 
-        gone = self._calls.map(is_gone, pods)
-        return [pod[2] for pod, is_it in zip(pods, gone, strict=True) if is_it]
+        gone = self._calls.map(is_gone, objects)
+        return [uid for (_, uid), is_it in zip(objects, gone, strict=True) if is_it]
 
     def node(self, name: str) -> Json | None:
         """Return a Node; an empty object when there is none, None when nobody can tell."""
         return self._get("node", f"/api/v1/nodes/{name}")
 
-    def node_seen_at(self, name: str) -> datetime | None:
-        """Return when the kubelet of a node last renewed its Lease."""
-        return _renewed_at(self._get("lease", f"{NODE_LEASES}/{name}") or {})
+    def lease(self, node: str) -> Json | None:
+        """Return the Lease of a node; an empty object for none, None when nobody can tell."""
+        return self._get("lease", f"{NODE_LEASES}/{node}")
 
     def nodes_seen_at(self) -> dict[str, datetime] | None:
         """Return when each node's kubelet last renewed its Lease; None when nobody can tell."""
@@ -92,7 +92,7 @@ class Cluster:
             if not page:
                 return None
             for lease in page["items"]:
-                if (renewed := _renewed_at(lease)) is not None:
+                if (renewed := renewed_at(lease)) is not None:
                     found[lease["metadata"]["name"]] = renewed
             token = page["metadata"].get("continue") or ""
             if not token:
@@ -110,9 +110,7 @@ class Cluster:
             {"op": "remove", "path": path},
         ]
         try:
-            reply = self._api.patch(
-                _pod_path(pod.namespace, pod.name), patch, timeout=TIMEOUT_SECONDS
-            )
+            reply = self._api.patch(pod.path, patch, timeout=TIMEOUT_SECONDS)
         except Retryable as error:
             metrics.API_ERRORS.labels("release").inc()
             log.warning("Could not release a pod", pod=pod.key, error=error.message)
@@ -143,10 +141,7 @@ class Cluster:
         return document
 
 
-def _renewed_at(lease: Json) -> datetime | None:
+def renewed_at(lease: Json) -> datetime | None:
+    """Return when the kubelet of a node last renewed its Lease."""
     renewed = (lease.get("spec") or {}).get("renewTime")
     return datetime.fromisoformat(renewed).replace(microsecond=0) if renewed else None
-
-
-def _pod_path(namespace: str, name: str) -> str:
-    return f"/api/v1/namespaces/{namespace}/pods/{name}"

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
 from botplane.errors import Retryable
-from botplane.metering.evidence import Account, Pod, Size
+from botplane.metering.evidence import Account, Kind, Pod, Size, object_path
 from botplane.metering.policy import (
     Fate,
     Interval,
@@ -60,12 +60,18 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredPod:
-    """A pod that Postgres knows and has not seen settled."""
+    """A pod or a claim that Postgres knows and has not seen settled."""
 
+    kind: Kind
     tenant_id: UUID
     pod_uid: UUID
     namespace: str
     name: str
+
+    @property
+    def path(self) -> str:
+        """Return the path of the object on the API server."""
+        return object_path(self.kind, self.namespace, self.name)
 
 
 class MeteringStore:
@@ -107,8 +113,10 @@ class MeteringStore:
         with self._transaction() as connection:
             rows = connection.execute(QUERIES["unsettled_pods"]).fetchall()
         return [
-            StoredPod(tenant_id=tenant, pod_uid=uid, namespace=namespace, name=name)
-            for tenant, uid, namespace, name in rows
+            StoredPod(
+                kind=Kind(kind), tenant_id=tenant, pod_uid=uid, namespace=namespace, name=name
+            )
+            for kind, tenant, uid, namespace, name in rows
         ]
 
     def close_vanished(self, pods: Sequence[tuple[UUID, UUID]], now: datetime) -> int:
@@ -221,6 +229,7 @@ def _newest_intervals(
         seen,
         cpu,
         memory,
+        storage,
         reason,
         quality,
     ) in rows:
@@ -232,7 +241,7 @@ def _newest_intervals(
                 started_at=started,
                 ended_at=ended,
                 last_seen_at=seen,
-                size=Size(cpu_milli=cpu, mem_bytes=memory),
+                size=Size(cpu_milli=cpu, mem_bytes=memory, storage_bytes=storage),
                 reason=Reason(reason) if reason else None,
                 quality=Quality(quality) if quality else None,
             )
@@ -257,6 +266,7 @@ def _pod_row(look: Look) -> dict[str, Any]:
     pod = look.pod
     return {
         **_identity(look),
+        "kind": pod.kind,
         "bot_id": str(look.account.bot_id),
         "namespace": pod.namespace,
         "name": pod.name,
@@ -280,6 +290,7 @@ def _interval_rows(look: Look, settlement: Settlement) -> Iterator[dict[str, Any
             "last_seen_at": row.last_seen_at.isoformat(),
             "cpu_milli": row.size.cpu_milli,
             "mem_bytes": row.size.mem_bytes,
+            "storage_bytes": row.size.storage_bytes,
             "close_reason": row.reason,
             "close_quality": row.quality,
         }

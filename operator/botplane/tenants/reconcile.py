@@ -259,17 +259,20 @@ class TenantReconciler:
             await self._cluster.applier.delete(Ref("RoleBinding", space.name, name))
 
     async def _stopped(self, namespace: str) -> bool:
-        """Delete the bots and return whether all of their pods are settled and gone."""
+        """Delete the bots and return whether all that is metered of them is settled and gone."""
         for key in self._cluster.objects.keys("BotDeployment", namespace):
             bot = self._cluster.objects.get(key)
             if bot is not None and "deletionTimestamp" not in bot["metadata"]:
                 await self._delete_bot(key, bot["metadata"]["uid"])
         selector = f"{lb.MANAGED_BY}={lb.MANAGED_BY_VALUE}"
-        bots = await self._cluster.client.list("BotDeployment", namespace=namespace)
-        pods = await self._cluster.client.list(
-            "Pod", namespace=namespace, selector=selector, metadata_only=True
-        )
-        return not bots and not pods
+        if await self._cluster.client.list("BotDeployment", namespace=namespace):
+            return False
+        for kind in ("Pod", "PersistentVolumeClaim"):
+            if await self._cluster.client.list(
+                kind, namespace=namespace, selector=selector, metadata_only=True
+            ):
+                return False
+        return True
 
     async def _delete_bot(self, key: Key, uid: str) -> None:
         try:

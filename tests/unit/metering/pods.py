@@ -102,6 +102,44 @@ def a_pod(
     }
 
 
+def a_claim(
+    phase: str = "Bound",
+    *,
+    bound: float = 0,
+    size: str = "10Gi",
+    resized: float | None = None,
+    deleted: float | None = None,
+    **metadata: Any,
+) -> dict[str, Any]:
+    """Return the claim of a volume, bound and resized at seconds after noon."""
+    pod = a_pod(deleted=deleted, **metadata)
+    capacity: dict[str, Any] = {"f:status": {"f:capacity": {"f:storage": {}}}}
+    annotations: dict[str, Any] = {"f:pv.kubernetes.io/bind-completed": {}}
+    mark: dict[str, Any] = {"f:metadata": {"f:annotations": annotations}}
+    # Whoever binds writes conditions later on, and has the phase and the first size in one entry.
+    first: dict[str, Any] = {"f:status": {"f:phase": {}}}
+    writers = [("binder", bound, mark), ("binder", 990, first)]
+    if resized is None:
+        first["f:status"] |= capacity["f:status"]
+    else:
+        writers.append(("resizer", resized, capacity))
+    return {
+        "metadata": {
+            "managedFields": [
+                {
+                    "manager": manager,
+                    "time": text(when),
+                    "fieldsV1": written,
+                }
+                for manager, when, written in writers
+            ],
+            **pod["metadata"],
+        },
+        "status": {"phase": phase}
+        | ({} if phase == "Pending" else {"capacity": {"storage": size}}),
+    }
+
+
 def _status(state: dict[str, Any], restart: int, last: Any, more: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": "bot",

@@ -6,7 +6,8 @@ from decimal import Decimal
 
 import pytest
 
-from botplane.metering.evidence import quantity, read_pod
+from botplane.metering.evidence import read_pod
+from botplane.metering.quantity import quantity
 from tests.unit.metering.pods import a_pod, at, running
 
 
