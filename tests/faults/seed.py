@@ -14,6 +14,7 @@ from tests.support.installation import ROOT
 
 HERE = Path(__file__).parent
 CLUSTER, FAULTS = "tests/cluster/test_", "tests/faults/test_"
+SEEDS = f"{FAULTS}metering_seeds.py"
 CAUGHT_BY = {
     "finalizer-forgotten": f"{CLUSTER}tenants.py::test_a_deleted_tenant_settles_and_goes_with_its_"
     "namespace",
@@ -41,6 +42,16 @@ CAUGHT_BY = {
     "lease-not-released": f"{CLUSTER}outages.py::test_the_second_replica_takes_over_within_three_"
     "seconds",
     "released-before-the-commit": f"{FAULTS}metering.py::test_no_pod_goes_while_postgres_is_down",
+    "forgotten-before-the-commit": SEEDS,
+    "later-ends-replace-earlier-ones": SEEDS,
+    "vanished-is-billed-until-now": SEEDS,
+    "heartbeat-of-a-dark-node": SEEDS,
+    "stale-lists-are-believed": SEEDS,
+    "a-lease-nobody-told-of-is-none": SEEDS,
+    "a-size-holds-from-the-beginning": SEEDS,
+    "a-row-for-each-look": SEEDS,
+    "complete-before-it-is-settled": SEEDS,
+    "released-without-an-end": SEEDS,
 }
 LONGEST = 160
 SETTINGS = {

@@ -208,6 +208,110 @@ def released_before_the_commit() -> None:
     put(Metering, "_settle_batch", wrong)
 
 
+@bug
+def forgotten_before_the_commit() -> None:
+    from botplane.metering.feed import Feed
+
+    right = Feed.take
+
+    def wrong(self: Any) -> Any:
+        taken = right(self)
+        self.put_back = lambda _uids: None
+        return taken
+
+    put(Feed, "take", wrong)
+
+
+@bug
+def later_ends_replace_earlier_ones() -> None:
+    from botplane.metering import policy, store
+
+    query, _, _ = store.QUERIES["write_intervals"].partition("WHERE EXCLUDED")
+    put(store, "QUERIES", {**store.QUERIES, "write_intervals": query})
+    put(policy, "better", lambda _old, new: new)
+
+
+@bug
+def vanished_is_billed_until_now() -> None:
+    from botplane.metering import store
+
+    query = store.QUERIES["close_vanished"].replace("i.last_seen_at)", "now())")
+    put(store, "QUERIES", {**store.QUERIES, "close_vanished": query})
+
+
+@bug
+def heartbeat_of_a_dark_node() -> None:
+    from botplane.metering.reconcile import Metering
+
+    def wrong(self: Any, heard: Any) -> Any:
+        return [(pod, heard[pod.kind]) for pod in self._feed.pods() if pod.running]
+
+    put(Metering, "_running", wrong)
+
+
+@bug
+def stale_lists_are_believed() -> None:
+    from botplane.metering.feed import Feed
+
+    def wrong(self: Any, kind: Any, version: int) -> None:
+        self._newest[kind] = version
+
+    put(Feed, "_refuse_stale", wrong)
+
+
+@bug
+def a_lease_nobody_told_of_is_none() -> None:
+    from botplane.metering.release import Cluster
+
+    right = Cluster.lease
+    put(Cluster, "lease", lambda self, node: right(self, node) or {})
+
+
+@bug
+def a_size_holds_from_the_beginning() -> None:
+    from dataclasses import replace
+
+    from botplane.metering import volumes
+    from botplane.metering.evidence import Container
+
+    put(volumes, "Container", lambda **of: replace(Container(**of), resized_at=None))
+
+
+@bug
+def a_row_for_each_look() -> None:
+    from botplane.metering import store
+    from botplane.metering.policy import settle
+
+    def wrong(pod: Any, stored: Any, sight: Any) -> Any:
+        return settle(pod, [row for row in stored if row.ended_at is not None], sight)
+
+    put(store, "settle", wrong)
+
+
+@bug
+def complete_before_it_is_settled() -> None:
+    from botplane.metering.reconcile import Metering
+
+    right = Metering._settle
+
+    def wrong(self: Any, taken: Any, stop: Any) -> bool:
+        self._complete_until = taken.complete_until or self._complete_until
+        self._beat(taken.heard)
+        return right(self, taken, stop)
+
+    put(Metering, "_settle", wrong)
+
+
+@bug
+def released_without_an_end() -> None:
+    from botplane.metering import reconcile
+
+    def wrong(pod: Any, _sight: Any) -> bool:
+        return pod.deletion_at is not None and pod.finalizer is not None
+
+    put(reconcile, "may_release", wrong)
+
+
 def apply() -> None:
     """Put the bug in that the environment names, if any."""
     if name := os.environ.get("BOTPLANE_SEEDED_BUG"):
