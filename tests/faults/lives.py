@@ -88,13 +88,20 @@ class Script:
         return second + WEEK - OUTAGE
 
 
-def populate(script: Script, pods: int, claims: int) -> None:
-    """Plan the lives of so many pods and claims; a third of them leaves no proof."""
+def populate(script: Script, pods: int, claims: int, among: tuple[str, ...] | None = None) -> None:
+    """Plan the lives of so many pods and claims; a third of them leaves no proof.
+
+    Args:
+        script: Where.
+        pods: How many pods.
+        claims: How many claims of volumes.
+        among: Which lives pods have; None: all there are.
+    """
     dice = script.dice
     dark_at = dice.randrange(900, 1500)
     for number in range(pods):
         kinds: tuple[str, ...] = PROVEN_PODS if dice.randrange(8) else FREE_PODS
-        kind = dice.choice(LOST_PODS if number % 3 == 0 else kinds)
+        kind = dice.choice(among or (LOST_PODS if number % 3 == 0 else kinds))
         _Pod(script, kind, number, dark_at).plan()
     for number in range(claims):
         _Claim(script, number, freed=number % 3 == 0).plan()

@@ -104,7 +104,7 @@ class Faults:
     """What goes wrong at a door, in parts of a hundred."""
 
     refused: int = 0
-    """429, 500 or a timeout before anything was done."""
+    """429, 500, a timeout or, a third as often, 409 before anything was done."""
     unheard: int = 0
     """The connection breaks after a write was done."""
     broken: int = 0
@@ -160,7 +160,7 @@ class Door:
         *tests, removal = operations
         if any(_at(found, test["path"]) != test["value"] for test in tests):
             return self._reply(422, {})
-        if self._happens(3):
+        if self._happens(self.faults.refused // 3):
             return self._reply(409, {})
         del found["metadata"]["finalizers"][int(removal["path"].rsplit("/", 1)[1])]
         self.server.write(collection, found)

@@ -45,6 +45,7 @@ SEEDS = 200 if os.environ.get("BOTPLANE_FAULTS") == "all" else 20
 ONE = os.environ.get("BOTPLANE_SEED")
 """The seed to play again, and no other."""
 PODS, CLAIMS = 28, 9
+BURST = 5000 if SEEDS == 200 else 1000
 BEAT, STEP, RESYNC_AFTER = 60, 45, 120
 TABLES = "runtime_interval, pod, bot, meter_gap, source_watermark, late_usage"
 NOTHING = Faults()
@@ -96,6 +97,22 @@ def test_what_is_billed_is_the_truth_or_less_by_no_more_than_is_said(
         missing = seconds(life.true) - seconds(said)
         assert missing <= gaps[life.uid] + play.unseen(life), name
     assert found == {}, f"seed {seed}: nobody's"
+
+
+def test_a_burst_of_ends_is_billed_and_let_go_with_one_write_each(wires: Wires) -> None:
+    with Play.of(0, wires) as play:
+        play.script = Script(play.server, play.script.dice, None)
+        populate(play.script, BURST, 0, among=("finishes",))
+        play.script.play(WEEK)
+        before, held = play.server.version, len(play.server.objects)
+        play.workers[0].step()
+
+        assert (held, len(play.server.objects)) == (BURST, 0)
+        assert play.server.version - before == BURST
+        found = play.billed()
+        assert [[row.stretch for row in found[life.uid]] for life in play.script.lives] == [
+            life.true for life in play.script.lives
+        ]
 
 
 def seconds(stretches: list[Stretch]) -> int:

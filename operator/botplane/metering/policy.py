@@ -209,7 +209,7 @@ def _grew_before(container: Container, run: Run, row: Interval) -> bool:
     """Say whether a run that is over changed its size unseen, at a time that is told."""
     at, end = container.resized_at, run.ended_at
     return (
-        row.ended_at is None
+        row.quality is not Quality.EXACT
         and row.size != container.size
         and at is not None
         and end is not None
@@ -268,7 +268,16 @@ def _resize(row: Interval, size: Size, at: datetime) -> list[Interval]:
     seen = max(end, row.last_seen_at)
     return [
         replace(row, ended_at=end, reason=Reason.RESIZED, quality=Quality.EXACT),
-        replace(row, seg=row.seg + 1, started_at=end, last_seen_at=seen, size=size),
+        replace(
+            row,
+            seg=row.seg + 1,
+            started_at=end,
+            ended_at=None,
+            last_seen_at=seen,
+            size=size,
+            reason=None,
+            quality=None,
+        ),
     ]
 
 

@@ -76,7 +76,7 @@ class Metering:
         self._unbillable: set[UUID] = set()
         self._complete_until: datetime | None = None
         self._swept = 0
-        self._alive: dict[str, datetime] = {}
+        self._alive: dict[str, datetime] | None = None
         self._beat_at = self._marked_at = self._looked_at = float("-inf")
         self.moved_at = time.monotonic()
 
@@ -190,7 +190,7 @@ class Metering:
     def _look(self, pod: Pod, fate: Fate, at: datetime) -> tuple[Pod, Sight]:
         """Ask after the node of a pod whose end is overdue."""
         if fate is Fate.GONE or pod.node is None or not is_suspect(pod, at):
-            return pod, Sight(at=at, fate=fate, node_seen_at=self._alive.get(pod.node or ""))
+            return pod, Sight(at=at, fate=fate, node_seen_at=self._alive_until(pod))
         if pod.node not in self._nodes:
             self._nodes[pod.node] = self._cluster.node(pod.node)
         node = self._nodes[pod.node]
@@ -198,7 +198,7 @@ class Metering:
         # Without an answer the pod would be billed until it was asked to go.
         lease = self._cluster.lease(pod.node) if lost else None
         if lease is None:
-            return pod, Sight(at=at, node_seen_at=self._alive.get(pod.node))
+            return pod, Sight(at=at, node_seen_at=self._alive_until(pod))
         log.warning("Lost the node of a pod", pod=pod.key, node=pod.node)
         return pod, Sight(at=at, fate=Fate.NODE_LOST, node_seen_at=renewed_at(lease))
 
@@ -235,10 +235,19 @@ class Metering:
         """
         self._look_at_nodes()
         return [
-            (pod, min(heard[pod.kind], self._alive.get(pod.node or "", heard[pod.kind])))
+            (pod, min(heard[pod.kind], self._alive_until(pod) or heard[pod.kind]))
             for pod in self._feed.pods()
             if pod.running and pod.kind in heard
         ]
+
+    def _alive_until(self, pod: Pod) -> datetime | None:
+        """Return until when the node of a pod stands for it; None when it has none, or no Lease.
+
+        Before the first answer nobody has seen the pod run, however it looks.
+        """
+        if pod.node is None:
+            return None
+        return pod.created_at if self._alive is None else self._alive.get(pod.node)
 
     def _look_at_nodes(self) -> None:
         """Read the Leases of the nodes, at most every ten seconds; an old one is an early one."""

@@ -115,3 +115,16 @@ def test_a_claim_keeps_its_place_on_the_server() -> None:
 
     assert claim.kind is Kind.CLAIM
     assert claim.path == "/api/v1/namespaces/tenant-acme/persistentvolumeclaims/bot-1"
+
+
+def test_a_claim_that_was_thought_gone_is_cut_where_it_grew_once_that_is_told() -> None:
+    seen = watched(a_claim(), seen=40)
+    gone = settle(read_claim(a_claim()), seen, Sight(at=at(70), fate=Fate.GONE)).intervals
+    told = read_claim(a_claim(size="20Gi", resized=50, deleted=60))
+
+    rows = settle(told, gone, Sight(at=at(71), fate=Fate.GONE)).intervals
+
+    assert story(list(rows)) == [
+        (0, 0, 50, 10, "resized", "exact"),
+        (1, 50, 60, 20, "terminated", "exact"),
+    ]
