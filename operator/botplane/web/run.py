@@ -91,7 +91,7 @@ class WebProcess:
 
     @contextlib.asynccontextmanager
     async def _beside(self, _app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(self._queue.run()), asyncio.create_task(self._make_months())]
+        tasks = [asyncio.create_task(self._queue.run()), asyncio.create_task(self._keep_months())]
         for task in tasks:
             task.add_done_callback(self._note_end)
         yield
@@ -101,7 +101,7 @@ class WebProcess:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._database.close()
 
-    async def _make_months(self) -> None:
+    async def _keep_months(self) -> None:
         while True:
             try:
                 early = await asyncio.to_thread(
@@ -109,8 +109,15 @@ class WebProcess:
                 )
                 metrics.EARLY_ROWS.set(early)
                 self._prepared = True
+                pruned = await asyncio.to_thread(
+                    self._database.call, event_store.prune, self._clock()
+                )
+                if pruned:
+                    log.info("Pruned by retention", **pruned)
             except (Rejected, Retryable) as error:
-                log.warning("Months were not made", reason=error.reason, message=error.message)
+                log.warning(
+                    "Months were not looked after", reason=error.reason, message=error.message
+                )
             await asyncio.sleep(PARTITIONS_SECONDS if self._prepared else RETRY_SECONDS)
 
     def _note_end(self, task: asyncio.Task[None]) -> None:

@@ -14,15 +14,20 @@ SELECT DISTINCT ON (chain) chain, seq, encode(hash, 'hex') FROM audit_log ORDER 
 SELECT encode(hash, 'hex') FROM audit_log WHERE chain = %(chain)s AND seq = %(seq)s
 
 -- rollup_is_events --
+-- As far back as events are kept.
+WITH kept AS MATERIALIZED (
+    SELECT greatest(date_bin('1 hour', %(since)s, '2000-01-01 00:00+00'),
+        (SELECT p.until FROM pruned_usage p WHERE p.relation = 'usage_event')) AS since
+)
 SELECT COALESCE(h.tenant_id, e.tenant_id)::text AS tenant,
     concat_ws(' ', COALESCE(h.meter, e.meter), COALESCE(h.hour, e.hour)) AS subject,
     COALESCE(e.quantity, 0)::text AS expected, COALESCE(h.quantity, 0)::text AS found
 FROM (SELECT tenant_id, meter, hour, sum(quantity) AS quantity FROM usage_hourly
-    WHERE hour >= date_bin('1 hour', %(since)s, '2000-01-01 00:00+00')
+    WHERE hour >= (SELECT since FROM kept)
     GROUP BY tenant_id, meter, hour) h
 FULL JOIN (SELECT tenant_id, meter,
         date_bin('1 hour', occurred_at, '2000-01-01 00:00+00') AS hour, sum(quantity) AS quantity
-    FROM usage_event WHERE occurred_at >= date_bin('1 hour', %(since)s, '2000-01-01 00:00+00')
+    FROM usage_event WHERE occurred_at >= (SELECT since FROM kept)
     GROUP BY 1, 2, 3) e
     ON e.tenant_id = h.tenant_id AND e.meter = h.meter AND e.hour = h.hour
 WHERE COALESCE(h.quantity, 0) <> COALESCE(e.quantity, 0)

@@ -79,6 +79,10 @@ SELECT ensure_partitions((%(now)s::timestamptz - interval '45 days')::date,
 -- Rows that lie in no month of their own; they are counted, and ensure_partitions moves them.
 SELECT early_rows()
 
+-- prune --
+-- Months and bodies whose time is over.
+SELECT what, amount FROM prune(%(now)s) WHERE amount > 0
+
 -- register_key --
 -- A known key is left as it is, unless it says something else now or was revoked.
 WITH written AS (

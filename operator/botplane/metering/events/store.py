@@ -199,6 +199,18 @@ def ensure_partitions(conn: Connection[Any], now: datetime) -> int:
     return int(row[0]) if row else 0
 
 
+def prune(conn: Connection[Any], now: datetime) -> dict[str, int]:
+    """Drop what has been kept for long enough; return what it was, and how much of it.
+
+    Usage that an invoice may still ask for stays. Running it again, or twice at once, does nothing.
+
+    Raises:
+        Retryable: Postgres is away, or somebody uses a month that is to go.
+    """
+    with translated_errors(), conn.transaction():
+        return dict(conn.execute(SQL["prune"], {"now": now}).fetchall())
+
+
 def ingest(
     conn: Connection[Any],
     batches: Sequence[Batch],
