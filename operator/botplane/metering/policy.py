@@ -226,11 +226,9 @@ def _open(container: Container, run: Run, others: list[Interval], sight: Sight) 
     ):
         return None
     ends = [row.ended_at for row in others if row.restart < run.restart and row.ended_at]
-    # What it was before its size changed unseen is not known: only from then on is it billed.
-    resized = (
-        [container.resized_at] if container.resized_at and container.resized_at <= sight.at else []
-    )
-    started_at = max([run.started_at, *ends, *resized])
+    # Its size before that is not known, and not billed.
+    resized_at = _not_after(container.resized_at, sight.at)
+    started_at = _later(max([run.started_at, *ends]), resized_at)
     is_seen = not run.over and sight.fate is Fate.PRESENT
     return Interval(
         container=container.name,
