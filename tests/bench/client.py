@@ -27,7 +27,7 @@ class BenchClient(KubeClient):
 
     async def follow(self, kind: str, ready: asyncio.Event) -> None:
         """Follow a kind for ever and note when each object was seen first."""
-        version = (await self.listing(kind)).version
+        version = [page.version async for page in self.pages(kind)][-1]
         ready.set()
         while True:
             async for event, body in self.watch(kind, version):

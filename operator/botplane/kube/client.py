@@ -34,8 +34,8 @@ WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=90)
 """A watch without a word for so long is dead: the server sends a bookmark each minute."""
 
 
-class Listing(NamedTuple):
-    """All objects of a kind, and the resourceVersion from which a watch goes on."""
+class Page(NamedTuple):
+    """Some objects of a kind, and the resourceVersion of all pages: a watch goes on from there."""
 
     items: list[Manifest]
     version: str
@@ -95,16 +95,13 @@ class KubeClient:
         self, kind: str, *, namespace: str = "", selector: str = "", metadata_only: bool = False
     ) -> list[Manifest]:
         """Return all objects of a kind, read in chunks of 500."""
-        listing = await self.listing(
-            kind, namespace=namespace, selector=selector, metadata_only=metadata_only
-        )
-        return listing.items
+        pages = self.pages(kind, namespace=namespace, selector=selector, metadata_only=metadata_only)
+        return [item async for page in pages for item in page.items]
 
-    async def listing(
+    async def pages(
         self, kind: str, *, namespace: str = "", selector: str = "", metadata_only: bool = False
-    ) -> Listing:
-        """Return all objects of a kind, and as of when, read in chunks of 500."""
-        items: list[Manifest] = []
+    ) -> AsyncIterator[Page]:
+        """Yield all objects of a kind in chunks of 500: whoever can shall not hold them all."""
         query = {"limit": "500"} | ({"labelSelector": selector} if selector else {})
         accept = METADATA_LIST if metadata_only else "application/json"
         while True:
@@ -112,10 +109,10 @@ class KubeClient:
                 page = await self._call("GET", Ref(kind, namespace, ""), accept=accept, query=query)
             except NotFoundError as error:
                 raise Retryable(KIND_NOT_SERVED, str(error)) from error
-            items += page.get("items") or []
+            yield Page(page.get("items") or [], page["metadata"].get("resourceVersion", ""))
             more = page["metadata"].get("continue")
             if not more:
-                return Listing(items, page["metadata"].get("resourceVersion", ""))
+                return
             query["continue"] = more
 
     async def watch(

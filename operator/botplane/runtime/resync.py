@@ -11,8 +11,8 @@ from botplane.api.labels import MANAGED_BY, MANAGED_BY_VALUE
 from botplane.errors import Rejected, Retryable
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
-from botplane.kube.resources import Manifest
-from botplane.runtime.objects import Objects
+from botplane.kube.resources import Manifest, ref_of
+from botplane.runtime.objects import Objects, key_of
 from botplane.telemetry.metrics import RESYNC_FOUND
 
 log = structlog.get_logger()
@@ -43,10 +43,7 @@ class Resync:
         for kind in child_kinds:
             found += await self.children_of(kind)
         for kind in kinds:
-            objects = self._objects.versions(kind)
-            listed = await self._client.list(kind)
-            news = self._objects.difference(_kinded(kind, listed), objects)
-            found += self._counted(kind, news)
+            found += await self._objects_of(kind)
         self.last = asyncio.get_running_loop().time()
         return found
 
@@ -56,10 +53,23 @@ class Resync:
         Raises:
             Rejected, Retryable: The list failed.
         """
-        before = self._children.versions(kind)
-        listing = await self._client.listing(kind, selector=SELECTOR)
-        self.versions[kind] = listing.version
-        return self._counted(kind, self._children.difference(_kinded(kind, listing.items), before))
+        found, before = list[Key](), self._children.versions(kind)
+        async for page in self._client.pages(kind, selector=SELECTOR):
+            children = _kinded(kind, page.items)
+            found += self._children.difference(children, {})
+            for child in children:
+                before.pop(ref_of(child), None)
+            self.versions[kind] = page.version
+        return self._counted(kind, found + self._children.difference([], before))
+
+    async def _objects_of(self, kind: str) -> list[Key]:
+        found, before = list[Key](), self._objects.versions(kind)
+        async for page in self._client.pages(kind):
+            objects = _kinded(kind, page.items)
+            found += self._objects.difference(objects, {})
+            for body in objects:
+                before.pop(key_of(body), None)
+        return self._counted(kind, found + self._objects.difference([], before))
 
     async def run(
         self, kinds: Iterable[str], child_kinds: Iterable[str], add: Callable[[Key], None]
