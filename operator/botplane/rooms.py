@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
 from uuid import UUID
 
 from botplane.api import labels as lb
@@ -48,6 +49,8 @@ ISOLATION = (
 )
 """What must be seen in a tenant's namespace before a bot may run there."""
 
+BREATH = 20
+"""Tenants that are counted before others get their turn of the event loop."""
 PRIVATE_FIELDS = frozenset({"runtimeConfig"})
 """What a bot may change often and no other bot can notice; the rest may claim quota."""
 
@@ -184,7 +187,7 @@ class Commitments:
     async def refresh(self) -> frozenset[str]:
         """Count again; return the uids of the tenants for which the answer has changed."""
         nodes = capacity.capacity_of(await self._client.list("Node"))
-        claims = list(self._claims())
+        claims = [claim async for claim in self._claims()]
         total = capacity.committed(claims)
         for resource, promised, there in (
             ("cpu", total.cpu, nodes.cpu),
@@ -195,13 +198,15 @@ class Commitments:
         before, self._beyond = self._beyond, capacity.beyond(claims, nodes)
         return before ^ self._beyond
 
-    def _claims(self) -> Iterable[capacity.Claim]:
+    async def _claims(self) -> AsyncIterator[capacity.Claim]:
         plans = {
             key[2]: capacity.promised(PlanSpec.model_validate(body["spec"]))
             for key in self._objects.keys("Plan")
             if (body := self._objects.get(key)) is not None
         }
-        for key in self._objects.keys("Tenant"):
+        for number, key in enumerate(self._objects.keys("Tenant")):
+            if number % BREATH == 0:
+                await asyncio.sleep(0)
             body = self._objects.get(key)
             amount = plans.get(body["spec"]["planRef"]["name"]) if body else None
             if body is not None and amount is not None:

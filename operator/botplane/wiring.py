@@ -169,9 +169,7 @@ class Operator:
         await self._lease.acquire()
         self._leading = True
         controller = Controller(self._queue, self._reconcilers(), self._report_bug)
-        for kind in KINDS:
-            for key in self._objects.keys(kind):
-                self._queue.add(key)
+        self._queue.add_all(key for kind in KINDS for key in self._objects.keys(kind))
         async with asyncio.TaskGroup() as group:
             background = [
                 group.create_task(self._resync.run(KINDS, self._child_kinds, self._wake)),

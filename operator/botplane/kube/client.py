@@ -95,7 +95,9 @@ class KubeClient:
         self, kind: str, *, namespace: str = "", selector: str = "", metadata_only: bool = False
     ) -> list[Manifest]:
         """Return all objects of a kind, read in chunks of 500."""
-        pages = self.pages(kind, namespace=namespace, selector=selector, metadata_only=metadata_only)
+        pages = self.pages(
+            kind, namespace=namespace, selector=selector, metadata_only=metadata_only
+        )
         return [item async for page in pages for item in page.items]
 
     async def pages(

@@ -29,6 +29,8 @@ SHARED: dict[str, frozenset[Path]] = {
 def foreign_fields(observed: Manifest) -> list[Path]:
     """Return the fields of others that are not ours as well, outermost first."""
     entries = observed["metadata"].get("managedFields", ())
+    if all(e["manager"] == FIELD_MANAGER or e.get("subresource") for e in entries):
+        return []
     ours: set[Path] = set()
     theirs: set[Path] = set()
     for entry in entries:

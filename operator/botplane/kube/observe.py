@@ -11,6 +11,8 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from sys import intern
 from typing import Any, Self
 
 from botplane.api.labels import TENANT, TENANT_UID, tenant_namespace
@@ -25,6 +27,10 @@ WORKLOAD_STATUS = (
     "observedGeneration",
     "conditions",
 )
+
+
+NO_STATUS: dict[str, Any] = {}
+"""Of children whose status concerns nobody: one for all of them."""
 
 
 class Key(tuple[str, str, str]):
@@ -205,6 +211,7 @@ class Children:
         last = self._by_ref.get(ref)
         if last is not None and last.owner is not None and last.owner != child.owner:
             self.forget(ref)
+        ref = Ref(intern(ref.kind), intern(ref.namespace), ref.name)
         self._by_ref[ref] = child
         self._places[ref.kind][ref.namespace].add(ref)
         if child.owner is not None:
@@ -221,15 +228,21 @@ def _child(observed: Manifest) -> tuple[Child, bytes]:
     text = canonical(form(observed))
     child = Child(
         uid=meta["uid"],
-        owner=owner_of(observed),
+        owner=_shared_key(owner_of(observed)),
         form_hash=digest_of(text),
         form=None,
         status=_status(observed),
         deleting="deletionTimestamp" in meta,
-        tenant_uid=meta.get("labels", {}).get(TENANT_UID, ""),
+        tenant_uid=intern(meta.get("labels", {}).get(TENANT_UID, "")),
         version=int(meta["resourceVersion"]),
     )
     return child, text
+
+
+@lru_cache(maxsize=65_536)
+def _shared_key(key: Key | None) -> Key | None:
+    """Return an equal key that other children of the same owner have too."""
+    return key
 
 
 def _status(observed: Manifest) -> dict[str, Any]:
@@ -243,7 +256,7 @@ def _status(observed: Manifest) -> dict[str, Any]:
         # Until its use is computed, a quota refuses everything that it counts.
         computed = status.get("used", {}).keys() >= observed["spec"].get("hard", {}).keys()
         return {"computed": computed}
-    return {}
+    return NO_STATUS
 
 
 def _same(last: Child, child: Child) -> bool:

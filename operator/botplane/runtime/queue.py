@@ -12,13 +12,15 @@ import itertools
 import math
 import random
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
 
 FIRST_BACKOFF_SECONDS = 0.25
 LAST_BACKOFF_SECONDS = 300.0
+PATIENCE = 10_000
+"""How many later keys go before one that was asked for together with all others."""
 MOST_OF_A_LANE = 4
 """Passes of one lane that run at once: the other workers are for the others."""
 
@@ -36,8 +38,9 @@ class WorkQueue(Generic[K]):
         self._lane = lane
         self._waiting: defaultdict[Hashable, deque[K]] = defaultdict(deque)
         self._busy: Counter[Hashable] = Counter()
-        self._turns: asyncio.Queue[Hashable | None] = asyncio.Queue()
-        """Lanes in which a key may start, each once; None when the queue is closed."""
+        self._turns: asyncio.PriorityQueue[tuple[int, int, Hashable]] = asyncio.PriorityQueue()
+        """Lanes in which a key may start, each once, by their place in the order."""
+        self._patient: set[K] = set()
         self._in_turn: set[Hashable] = set()
         self._since: dict[K, float] = {}
         self._running: set[K] = set()
@@ -57,9 +60,17 @@ class WorkQueue(Generic[K]):
 
     @property
     def oldest_seconds(self) -> float:
-        """How long the first ready key has waited."""
-        first = next(iter(self._since.values()), None)
+        """How long the first ready key has waited, but for those that were asked for in bulk."""
+        ready = (since for key, since in self._since.items() if key not in self._patient)
+        first = next(ready, None)
         return 0.0 if first is None else self._clock() - first
+
+    def add_all(self, keys: Iterable[K]) -> None:
+        """Ask for passes of much at once, such as of all there is: what comes later goes first."""
+        for key in keys:
+            if key not in self._since and key not in self._running:
+                self._patient.add(key)
+            self.add(key)
 
     def add(self, key: K) -> None:
         """Ask for a pass, now."""
@@ -103,14 +114,14 @@ class WorkQueue(Generic[K]):
     def close(self) -> None:
         """Let workers stop after the pass they are in; keys that wait are dropped."""
         self._closed = True
-        self._turns.put_nowait(None)
+        self._turns.put_nowait((-1, -1, None))
 
     async def work(self, run: Callable[[K], Awaitable[None]]) -> None:
         """Run passes until the queue is closed. `run` must not raise."""
         while True:
-            lane = await self._turns.get()
-            if self._closed or lane is None:
-                self._turns.put_nowait(None)
+            _, _, lane = await self._turns.get()
+            if self._closed:
+                self._turns.put_nowait((-1, -1, None))
                 return
             key = self._start(lane)
             try:
@@ -127,6 +138,7 @@ class WorkQueue(Generic[K]):
 
     def _start(self, lane: Hashable) -> K:
         key = self._waiting[lane].popleft()
+        self._patient.discard(key)
         del self._since[key]
         self._running.add(key)
         self._idle.clear()
@@ -143,7 +155,9 @@ class WorkQueue(Generic[K]):
                 del self._busy[lane]
         elif lane not in self._in_turn and self._busy[lane] < MOST_OF_A_LANE:
             self._in_turn.add(lane)
-            self._turns.put_nowait(lane)
+            place = next(self._order)
+            behind = PATIENCE if self._waiting[lane][0] in self._patient else 0
+            self._turns.put_nowait((place + behind, place, lane))
 
     def _arm(self) -> None:
         if self._timer is not None:

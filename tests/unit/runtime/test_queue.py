@@ -295,3 +295,34 @@ async def test_lanes_take_turns() -> None:
     assert order == ["a1", "b1", "c1", "a2", "b2", "a3"]
     queue.close()
     await worker
+
+
+async def test_what_is_asked_for_in_bulk_lets_others_go_first() -> None:
+    order: list[str] = []
+
+    async def run(key: str) -> None:
+        order.append(key)
+        await asyncio.sleep(0)
+
+    queue: WorkQueue[str] = WorkQueue(ManualClock(), str)
+    queue.add_all(["a", "b", "c"])
+    queue.add("urgent")
+    queue.add("b")
+    worker = asyncio.create_task(queue.work(run))
+    await settled()
+
+    assert order == ["urgent", "a", "b", "c"]
+    queue.close()
+    await worker
+
+
+async def test_the_age_of_what_was_asked_for_in_bulk_is_no_sign_of_a_stuck_queue() -> None:
+    clock = ManualClock()
+    queue: WorkQueue[str] = WorkQueue(clock, str)
+    queue.add_all(["a", "b"])
+    clock.now += 7
+    assert queue.oldest_seconds == 0
+
+    queue.add("c")
+    clock.now += 2
+    assert queue.oldest_seconds == 2
