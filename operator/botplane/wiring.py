@@ -288,7 +288,8 @@ class Operator:
             self._add(other)
 
     def _add(self, key: Key) -> None:
-        if self._leading:
+        # A change of its children must not bring a restless bot's next change in before its time.
+        if self._leading and not self._pace.holds(key):
             self._queue.add(key)
 
     async def _follow_usage(self) -> None:

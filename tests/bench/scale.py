@@ -28,6 +28,8 @@ FLOOR_TENANTS = 150
 PLAN = "bench"
 LATE = "late"
 QUIET_SECONDS = 5.0
+NOISE_BEFORE = 100
+"""Changes before others are looked at: what the first ones start has settled."""
 RSS_MIB = 175e6 / 2**20
 
 
@@ -201,7 +203,9 @@ class Scale:
     async def _neighbour(self) -> Row:
         """Other tenants' repair while one tenant changes a bot 50 times a second."""
         quiet = await self._repairs(self._names[-80:-40])
-        noise = asyncio.create_task(self._noise(self._names[0]))
+        going = asyncio.Event()
+        noise = asyncio.create_task(self._noise(self._names[0], going))
+        await going.wait()
         loud = await self._repairs(self._names[-40:])
         noise.cancel()
         await asyncio.gather(noise, return_exceptions=True)
@@ -226,7 +230,8 @@ class Scale:
             took.append(time.monotonic() - started)
         return took
 
-    async def _noise(self, tenant: str) -> None:
+    async def _noise(self, tenant: str, going: asyncio.Event) -> None:
+        """Change a bot 50 times a second, for ever; set `going` after two seconds of that."""
         ref = Ref("BotDeployment", f"tenant-{tenant}", "bot-0")
         number = 0
         while True:
@@ -235,6 +240,8 @@ class Scale:
             await self._client.json_patch(
                 ref, [{"op": "add", "path": path, "value": {"n": number}}]
             )
+            if number == NOISE_BEFORE:
+                going.set()
             await asyncio.sleep(0.02)
 
     def _cpu(self) -> float:

@@ -20,6 +20,7 @@ class Pace(Generic[K]):
         """Take a monotonic clock, in seconds."""
         self._clock = clock
         self._paid_until: dict[K, float] = {}
+        self._held_until: dict[K, float] = {}
 
     def delay(self, key: K) -> float:
         """Return how many seconds the pass for a change has to wait; 0 as long as there are few."""
@@ -27,10 +28,16 @@ class Pace(Generic[K]):
         paid = max(self._paid_until.get(key, now), now)
         wait = paid - now - (BURST - 1) * SECONDS_EACH
         if wait > 0:
+            self._held_until[key] = now + wait
             return wait
         self._paid_until[key] = paid + SECONDS_EACH
         return 0.0
 
+    def holds(self, key: K) -> bool:
+        """Return whether a pass of the key waits: whatever else asks for one comes to the same."""
+        return self._clock() < self._held_until.get(key, 0.0)
+
     def forget(self, key: K) -> None:
         """Forget a key that is gone."""
         self._paid_until.pop(key, None)
+        self._held_until.pop(key, None)

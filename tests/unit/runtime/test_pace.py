@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from botplane.runtime.pace import Pace
+from botplane.runtime.pace import BURST, Pace
 
 
 def delays(pace: Pace[str], clock: list[float], gaps: list[float]) -> list[float]:
@@ -46,3 +46,21 @@ def test_each_object_has_a_pace_of_its_own() -> None:
     assert pace.delay("another") == 0
     pace.forget("bot")
     assert pace.delay("bot") == 0
+
+
+def test_a_key_that_waits_is_held_until_its_time_has_come() -> None:
+    pace, clock = a_pace()
+    delays(pace, clock, [0.0] * BURST)
+    assert not pace.holds("bot")
+
+    wait = pace.delay("bot")
+    clock[0] += wait - 0.1
+    assert pace.holds("bot")
+    clock[0] += 0.1
+    assert not pace.holds("bot")
+
+    pace.delay("bot")
+    pace.delay("bot")
+    assert pace.holds("bot")
+    pace.forget("bot")
+    assert not pace.holds("bot")
