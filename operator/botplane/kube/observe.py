@@ -20,15 +20,8 @@ from botplane.kube.drift import canonical, digest_of, form, holds, seal_of
 from botplane.kube.foreign import is_said, removals
 from botplane.kube.resources import Manifest, Ref, ref_of
 
-WORKLOAD_STATUS = (
-    "replicas",
-    "readyReplicas",
-    "updatedReplicas",
-    "observedGeneration",
-    "conditions",
-)
-
-
+WORKLOAD_COUNTS = ("replicas", "readyReplicas", "updatedReplicas", "observedGeneration")
+WORKLOAD_TROUBLE = frozenset({("ReplicaFailure", "True"), ("Progressing", "False")})
 NO_STATUS: dict[str, Any] = {}
 """Of children whose status concerns nobody: one for all of them."""
 
@@ -249,7 +242,14 @@ def _status(observed: Manifest) -> dict[str, Any]:
     """Return what passes need to know of a child's status."""
     status = observed.get("status") or {}
     if observed["kind"] == "Deployment":
-        return {k: v for k, v in status.items() if k in WORKLOAD_STATUS}
+        # A thousand workloads in good health shall not each keep the times at which they were so.
+        trouble = [
+            {k: condition.get(k, "") for k in ("type", "status", "message")}
+            for condition in status.get("conditions", ())
+            if (condition["type"], condition["status"]) in WORKLOAD_TROUBLE
+        ]
+        counts = {k: status[k] for k in WORKLOAD_COUNTS if k in status}
+        return counts | ({"conditions": trouble} if trouble else {})
     if observed["kind"] == "CronJob":
         return {k: v for k, v in status.items() if k == "lastSuccessfulTime"}
     if observed["kind"] == "ResourceQuota":
