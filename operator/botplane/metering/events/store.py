@@ -34,7 +34,8 @@ OPERATOR: Final = "operator"
 KEYS_AT_ONCE: Final = 500
 """In one transaction, which locks the audit chain of each of their tenants."""
 
-Key = tuple[UUID, str, str]
+Key = tuple[int, str, str]
+"""Tenant, source and id of an event; a UUID as its number, which is hashed without Python."""
 Staged = tuple[int, "Batch", UsageEvent, bytes]
 RecordTrades = Callable[["Connection[Any]", Sequence[Trade]], object]
 """Writes new trades within the transaction of their events."""
@@ -229,7 +230,7 @@ def ingest(
     hashes = [[event.body_hash(batch.bot_id) for event in batch.events] for batch in batches]
     for batch, marks in zip(batches, hashes, strict=True):
         for event, mark in zip(batch.events, marks, strict=True):
-            key = (batch.tenant_id, event.source, event.event_id)
+            key = (batch.tenant_id.int, event.source, event.event_id)
             first.setdefault(key, (len(first), batch, event, mark))
     with translated_errors():
         conn.execute(SQL["make_stage"])
@@ -287,7 +288,7 @@ def _verdicts(
 ) -> list[Verdict]:
     verdicts = []
     for event, mark in zip(batch.events, marks, strict=True):
-        n, _, _, stored = first[batch.tenant_id, event.source, event.event_id]
+        n, _, _, stored = first[batch.tenant_id.int, event.source, event.event_id]
         if n in fresh:
             fresh.remove(n)  # what follows of the same key repeats it
             verdicts.append(Verdict.ACCEPTED)
