@@ -29,6 +29,7 @@ METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 LONGEST_PAUSE_SECONDS = 10.0
 TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
+UNANSWERED = (TimeoutError, aiohttp.ClientError, OSError)
 WATCH_SECONDS = 300
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=90)
 """A watch without a word for so long is dead: the server sends a bookmark each minute."""
@@ -135,7 +136,7 @@ class KubeClient:
             "timeoutSeconds": str(WATCH_SECONDS),
             "labelSelector": selector,
         }
-        what, url = f"watch {kind}", self._server + RESOURCES[kind].path("", "")
+        what, url = f"watch {kind}", self._server + RESOURCES[kind].path()
         try:
             async with self._session.get(url, params=query, timeout=WATCH_TIMEOUT) as response:
                 if response.status >= HTTPStatus.BAD_REQUEST:
@@ -146,9 +147,8 @@ class KubeClient:
                         status = event["object"]
                         raise _watch_error(status["code"], json.dumps(status).encode(), what)
                     yield event["type"], event["object"]
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            reason = f"{what}: no answer from the API server ({type(error).__name__})"
-            raise Retryable("APIServerUnavailable", reason) from error
+        except UNANSWERED as error:
+            raise _no_answer(what, error) from error
 
     async def _call(  # noqa: PLR0913 - the one place where a request is put together
         self,
@@ -176,10 +176,9 @@ class KubeClient:
             ) as response:
                 answer = await response.read()
                 status, retry_after = response.status, response.headers.get("Retry-After")
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        except UNANSWERED as error:
             API_REQUESTS.labels(method, ref.kind, "none").inc()
-            reason = f"{what}: no answer from the API server ({type(error).__name__})"
-            raise Retryable("APIServerUnavailable", reason) from error
+            raise _no_answer(what, error) from error
         API_REQUESTS.labels(method, ref.kind, str(status)).inc()
         if status >= 400:  # noqa: PLR2004
             refusal = answer_error(status, answer, what, retry_after)
@@ -188,6 +187,11 @@ class KubeClient:
                 self._not_before[ref.kind] = time.monotonic() + pause
             raise refusal
         return _parsed(answer, what)
+
+
+def _no_answer(what: str, error: Exception) -> Retryable:
+    text = f"{what}: no answer from the API server ({type(error).__name__})"
+    return Retryable("APIServerUnavailable", text)
 
 
 def _watch_error(status: int, body: bytes, what: str) -> Exception:

@@ -10,10 +10,11 @@ import asyncio
 import heapq
 import itertools
 import math
-import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Generic, TypeVar
+
+from botplane.runtime.backoff import backoff_seconds
 
 K = TypeVar("K")
 
@@ -93,10 +94,9 @@ class WorkQueue(Generic[K]):
     def backoff(self, key: K, at_least: float = 0.0) -> float:
         """Ask for a pass after a delay that grows with each failure in a row; return the delay."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        ceiling: float = min(
-            FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 20), LAST_BACKOFF_SECONDS
+        delay = max(
+            at_least, backoff_seconds(failures, FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS)
         )
-        delay = max(at_least, ceiling * random.uniform(0.5, 1.0))
         self.add_after(key, delay)
         return delay
 

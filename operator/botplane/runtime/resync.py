@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -16,9 +17,20 @@ from botplane.runtime.objects import Objects, key_of
 from botplane.telemetry.metrics import RESYNC_FOUND
 
 log = structlog.get_logger()
+Id = TypeVar("Id")
 
 RESYNC_SECONDS = 300.0
 SELECTOR = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
+
+
+class Known(Protocol[Id]):
+    """What is known of objects, by their identity."""
+
+    def versions(self, kind: str) -> dict[Id, int]:
+        """Return what is known of a kind, to be taken before it is listed."""
+
+    def difference(self, listed: Iterable[Manifest], before: Mapping[Id, int]) -> list[Key]:
+        """Take note of a list; return who has to look at what was not known."""
 
 
 class Resync:
@@ -31,7 +43,7 @@ class Resync:
         self.last: float | None = None
         """Loop time of the last complete round."""
         self.versions: dict[str, str] = {}
-        """The resourceVersion of the last list of each kind of children: a watch goes on there."""
+        """The resourceVersion of the last list of each kind: a watch goes on there."""
 
     async def round(self, kinds: Iterable[str], child_kinds: Iterable[str]) -> list[Key]:
         """List all kinds once and return the keys that need a pass.
@@ -43,7 +55,7 @@ class Resync:
         for kind in child_kinds:
             found += await self.children_of(kind)
         for kind in kinds:
-            found += await self._objects_of(kind)
+            found += await self._compared(kind, self._objects, key_of, "")
         self.last = asyncio.get_running_loop().time()
         return found
 
@@ -53,23 +65,20 @@ class Resync:
         Raises:
             Rejected, Retryable: The list failed.
         """
-        found, before = list[Key](), self._children.versions(kind)
-        async for page in self._client.pages(kind, selector=SELECTOR):
-            children = _kinded(kind, page.items)
-            found += self._children.difference(children, {})
-            for child in children:
-                before.pop(ref_of(child), None)
-            self.versions[kind] = page.version
-        return self._counted(kind, found + self._children.difference([], before))
+        return await self._compared(kind, self._children, ref_of, SELECTOR)
 
-    async def _objects_of(self, kind: str) -> list[Key]:
-        found, before = list[Key](), self._objects.versions(kind)
-        async for page in self._client.pages(kind):
-            objects = _kinded(kind, page.items)
-            found += self._objects.difference(objects, {})
-            for body in objects:
-                before.pop(key_of(body), None)
-        return self._counted(kind, found + self._objects.difference([], before))
+    async def _compared(
+        self, kind: str, known: Known[Id], identity: Callable[[Manifest], Id], selector: str
+    ) -> list[Key]:
+        """List a kind page by page and return what is not as it was known."""
+        found, before = list[Key](), known.versions(kind)
+        async for page in self._client.pages(kind, selector=selector):
+            listed = _kinded(kind, page.items)
+            found += known.difference(listed, {})
+            for body in listed:
+                before.pop(identity(body), None)
+            self.versions[kind] = page.version
+        return self._counted(kind, found + known.difference([], before))
 
     async def run(
         self, kinds: Iterable[str], child_kinds: Iterable[str], add: Callable[[Key], None]

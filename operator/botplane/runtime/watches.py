@@ -6,7 +6,6 @@ Level-triggered: a watch goes on where it broke off, and lists again when that i
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Iterable
 
@@ -17,12 +16,12 @@ from botplane.kube.client import KubeClient
 from botplane.kube.errors import GoneError, NotFoundError
 from botplane.kube.observe import Key
 from botplane.kube.resources import Manifest
+from botplane.runtime.backoff import backoff_seconds
+from botplane.runtime.front_end import Note
 from botplane.runtime.resync import SELECTOR, Resync
 
 log = structlog.get_logger()
 
-Note = Callable[[str, Manifest], None]
-"""Takes the event type (ADDED, MODIFIED, DELETED) and the object."""
 FIRST_BACKOFF_SECONDS = 0.1
 LAST_BACKOFF_SECONDS = 30.0
 SHORT_WATCH_SECONDS = 1.0
@@ -62,8 +61,10 @@ class ChildWatches:
             if time.monotonic() - began > SHORT_WATCH_SECONDS:
                 failures = 0
             else:
-                await asyncio.sleep(_backoff_seconds(failures))
                 failures += 1
+                await asyncio.sleep(
+                    backoff_seconds(failures, FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS)
+                )
 
     async def _listed(self, kind: str, version: str) -> str:
         """Catch up by a full list; return the version from which to go on."""
@@ -77,12 +78,8 @@ class ChildWatches:
 
     def _take(self, kind: str, event: str, body: Manifest) -> None:
         try:
-            self._note(event, {**body, "kind": kind})
+            body.setdefault("kind", kind)
+            self._note(event, body)
         except Exception:  # one strange object must not stop the news of all others
             name = (body.get("metadata") or {}).get("name")
             log.exception("An event was not understood", of=kind, name=name)
-
-
-def _backoff_seconds(failures: int) -> float:
-    ceiling = min(FIRST_BACKOFF_SECONDS * 2 ** min(failures, 20), LAST_BACKOFF_SECONDS)
-    return float(ceiling * random.uniform(0.5, 1.0))
