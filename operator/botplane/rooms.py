@@ -116,11 +116,14 @@ class Neighbours:
         return [] if tenant is None else [tenant]
 
     def view_of(self, key: Key) -> str:
-        """Return, hashed, what neighbours can see of a tenant or a bot."""
+        """Return, hashed, what neighbours can see of a tenant or a bot; nothing when it is gone."""
         if key[0] == "Tenant":
-            return digest(repr(self._tenant_of(lb.tenant_namespace(key[2]))))
-        spec = (self._objects.get(key) or {}).get("spec", {})
-        return digest({k: v for k, v in spec.items() if k not in PRIVATE_FIELDS})
+            view = self._tenant_of(lb.tenant_namespace(key[2]))
+            return "" if view is None else digest(repr(view))
+        body = self._objects.get(key)
+        if body is None:
+            return ""
+        return digest({k: v for k, v in body["spec"].items() if k not in PRIVATE_FIELDS})
 
     def tenant_of(self, namespace: str) -> TenantView | None:
         """Return what a bot needs to know of the tenant of its namespace."""

@@ -235,7 +235,11 @@ class Operator:
             try:
                 return await reconcile(key)
             finally:
-                after = self._views[key] = self._neighbours.view_of(key)
+                after = self._neighbours.view_of(key)
+                if after:
+                    self._views[key] = after
+                else:
+                    self._views.pop(key, None)
                 if after != before:
                     self._wake_neighbours(key)
 
