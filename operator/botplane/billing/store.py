@@ -13,6 +13,7 @@ from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from botplane.billing import rows
+from botplane.billing.absent import no_such_tenant
 from botplane.billing.adjustments import store as adjustments
 from botplane.billing.invoices import BilledPeriod, Invoice, Line, Settled, draft, finalize
 from botplane.billing.settlement import NO_LIMITS, Account, ChargeLimits, after, settle
@@ -170,7 +171,7 @@ def find_period(
     if found is not None:
         return in_utc(found)
     if bounds is None:
-        raise Rejected("TenantNotFound", f"No tenant {tenant} was ever registered for billing.")
+        raise no_such_tenant(tenant)
     known = "none yet" if bounds[0] is None else f"{bounds[0]} to {bounds[1]}"
     raise Rejected(
         "PeriodNotFound",

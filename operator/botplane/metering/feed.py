@@ -116,13 +116,11 @@ class Feed:
             present = [self._pods[uid] for uid in self._dirty if uid in self._pods]
             gone = [self._gone[uid] for uid in self._dirty if uid in self._gone]
             self._dirty.clear()
-            heard = dict(self._heard)
-            is_complete = len(heard) == len(READERS)
             return Taken(
                 present=present,
                 gone=gone,
-                heard=heard,
-                complete_until=min(heard.values()) if is_complete else None,
+                heard=dict(self._heard),
+                complete_until=min(self._heard.values()) if self.is_complete else None,
             )
 
     def put_back(self, uids: Iterable[UUID]) -> None:

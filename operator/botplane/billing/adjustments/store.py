@@ -13,6 +13,7 @@ from psycopg import errors
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
+from botplane.billing.absent import no_such_invoice, no_such_tenant
 from botplane.billing.adjustments.notes import Creditable, Note, credit_note
 from botplane.billing.money import decimal, to_minor
 from botplane.billing.settlement import CREDIT_KINDS, Account, Coupon, Credit, TaxRule
@@ -198,7 +199,7 @@ def issue_credit_note(conn: Connection[Any], terms: NoteTerms, actor: str, now: 
             asked = {"number": terms.invoice_number}
             invoice = cursor.execute(SQL["creditable_invoice"], asked).fetchone()
         if invoice is None:
-            raise Rejected("InvoiceNotFound", f"No invoice {terms.invoice_number} was issued.")
+            raise no_such_invoice(terms.invoice_number)
         row = vars(terms) | vars(invoice) | {"now": now}
         known = conn.execute(SQL["credit_note"], row).fetchone()
         if known is not None:
@@ -285,10 +286,7 @@ def granting(conn: Connection[Any], order: Order, subject: str) -> Iterator[tupl
             with conn.transaction():
                 row = conn.execute(SQL["open_tenant"], {"tenant": order.tenant}).fetchone()
                 if row is None:
-                    raise Rejected(
-                        "TenantNotFound",
-                        f"No tenant {order.tenant} was ever registered for billing.",
-                    )
+                    raise no_such_tenant(order.tenant)
                 yield row[0], row[1]
         except errors.UniqueViolation as error:
             raise Rejected(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.rows import class_row
 
+from botplane.billing.absent import no_such_tenant
 from botplane.billing.dunning.policy import Notice, NoticeKind, steps
-from botplane.errors import Rejected
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 
@@ -76,7 +76,7 @@ def notices_by_name(conn: Connection[Any], tenant: str) -> list[Notice]:
     with translated_errors(), conn.transaction():
         row = conn.execute(SQL["tenant"], {"tenant": tenant}).fetchone()
     if row is None:
-        raise Rejected("TenantNotFound", f"No tenant {tenant} was ever registered for billing.")
+        raise no_such_tenant(tenant)
     return notices_of(conn, row[0])
 
 

@@ -56,7 +56,7 @@ class FakeProcessor:
 
     def charge(self, charge: Charge) -> Result:
         """Collect once per key."""
-        fault = self.faults.pop(0) if self.faults else None
+        fault = self._next_fault()
         if fault is Fault.LOST_REQUEST:
             raise Unanswered("The request was lost.")
         if charge.idempotency_key not in self._results:
@@ -69,14 +69,14 @@ class FakeProcessor:
 
     def lookup(self, invoice_id: UUID) -> Sequence[Result]:
         """Return what was decided about an invoice."""
-        fault = self.faults.pop(0) if self.faults else None
+        fault = self._next_fault()
         if fault is not None:
             raise Unanswered("The look-up was lost.")
         return [self._results[key] for key in self._invoices.get(invoice_id, [])]
 
     def refund(self, refund: Refund) -> RefundResult:
         """Pay back once per key."""
-        fault = self.faults.pop(0) if self.faults else None
+        fault = self._next_fault()
         if fault is Fault.LOST_REQUEST:
             raise Unanswered("The request was lost.")
         key = refund.idempotency_key
@@ -97,7 +97,7 @@ class FakeProcessor:
 
     def refunds(self, payment_ref: str) -> Sequence[RefundResult]:
         """Return what was decided about a payment."""
-        fault = self.faults.pop(0) if self.faults else None
+        fault = self._next_fault()
         if fault is not None:
             raise Unanswered("The look-up was lost.")
         return [result for payment, result in self._refunds.values() if payment == payment_ref]
@@ -116,6 +116,9 @@ class FakeProcessor:
         self._invoices = {
             invoice: [f"{key} (old)" for key in keys] for invoice, keys in self._invoices.items()
         }
+
+    def _next_fault(self) -> Fault | None:
+        return self.faults.pop(0) if self.faults else None
 
     def _decide(self, charge: Charge) -> Result:
         reference = f"fake_{charge.invoice_id}_{charge.attempt_no}"

@@ -11,6 +11,7 @@ from psycopg import DataError
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from botplane.billing.absent import no_such_invoice
 from botplane.billing.adjustments.store import Order, granting, post, record
 from botplane.billing.payments.policy import (
     Attempt,
@@ -203,7 +204,7 @@ def record_transfer(
     with translated_errors(), conn.transaction():
         row = conn.execute(SQL["invoice_by_number"], {"number": number}).fetchone()
         if row is None:
-            raise Rejected("InvoiceNotFound", f"No invoice {number} was issued.")
+            raise no_such_invoice(number)
         tenant_id, tenant, invoice_id, _, attempts = row
         attempt = {
             "tenant_id": tenant_id,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.rows import class_row, dict_row
 
+from botplane.billing.absent import no_such_invoice
 from botplane.billing.adjustments.notes import refund_note
 from botplane.billing.adjustments.store import Order, insert_note, post, record
 from botplane.billing.invoices import amount_text
@@ -69,7 +70,7 @@ def request_refund(
     with translated_errors(), conn.transaction():
         found = conn.execute(SQL["lock_invoice"], {"number": terms.invoice_number}).fetchone()
         if found is None:
-            raise Rejected("InvoiceNotFound", f"No invoice {terms.invoice_number} was issued.")
+            raise no_such_invoice(terms.invoice_number)
         key = {"tenant_id": found[0], "invoice_id": found[1], "reference": terms.reference}
         with conn.cursor(row_factory=class_row(Refundable)) as cursor:
             [invoice] = cursor.execute(SQL["refundable"], key).fetchall()

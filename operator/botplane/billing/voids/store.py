@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.rows import class_row, dict_row
 
+from botplane.billing.absent import no_such_invoice
 from botplane.billing.adjustments.store import Order, expire_credits, post, record
 from botplane.billing.invoices import Status
 from botplane.billing.voids.policy import Standing, must_be_voidable, reversal
-from botplane.errors import Rejected
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 
@@ -45,7 +45,7 @@ def void_invoice(conn: Connection[Any], terms: VoidTerms, actor: str, now: datet
             number = {"number": terms.invoice_number}
             row = cursor.execute(SQL["lock_invoice"], number).fetchone()
         if row is None:
-            raise Rejected("InvoiceNotFound", f"No invoice {terms.invoice_number} was issued.")
+            raise no_such_invoice(terms.invoice_number)
         with conn.cursor(row_factory=class_row(Standing)) as cursor:
             invoice = cursor.execute(SQL["standing"], row).fetchone()
         if invoice is None or invoice.status == Status.VOID:
