@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from botplane.store.migrate import migrate
 from tests.faults.proxied import ProxiedOperator
 from tests.faults.rehearsal import Reference
 from tests.support.installation import Installation
@@ -25,3 +27,16 @@ def proxied(
 def undisturbed() -> dict[str, Reference]:
     """What scenarios come to, once they were played; shared by the files of a session."""
     return {}
+
+
+@pytest.fixture
+def usage(database: str) -> str:
+    """The URL of an empty database with our schema."""
+    migrate(database)
+    return database
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Where the metering processes of a test write."""
+    return tmp_path / "metering.log"

@@ -108,6 +108,17 @@ class Tenant:
     def namespace(self) -> str:
         return f"tenant-{self.name}"
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Those of what is metered of its bot."""
+        return {
+            "app.kubernetes.io/managed-by": "botplane",
+            "botplane.io/tenant": self.name,
+            "botplane.io/tenant-uid": self.uid,
+            "botplane.io/bot": "arb-1",
+            "botplane.io/bot-uid": self.bot_uid,
+        }
+
 
 class World:
     """What a test does to the cluster."""
@@ -378,13 +389,7 @@ def _pod(tenant: Tenant, annotations: dict[str, str]) -> dict[str, Any]:
         "metadata": {
             "name": f"bot-{uuid.uuid4().hex[:10]}",
             "finalizers": [FINALIZER],
-            "labels": {
-                "app.kubernetes.io/managed-by": "botplane",
-                "botplane.io/tenant": tenant.name,
-                "botplane.io/tenant-uid": tenant.uid,
-                "botplane.io/bot": "arb-1",
-                "botplane.io/bot-uid": tenant.bot_uid,
-            },
+            "labels": tenant.labels,
             "annotations": {f"kwok.botplane.io/{k}": v for k, v in annotations.items()},
         },
         "spec": {

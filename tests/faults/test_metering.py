@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import urllib3
 
-from botplane.store.migrate import migrate
 from tests.faults.metering_world import (
     Plan,
     Recorder,
@@ -43,17 +42,6 @@ def world(control_plane: Cluster) -> Iterator[World]:
     world = World(control_plane)
     yield world
     world.close()
-
-
-@pytest.fixture
-def usage(database: str) -> str:
-    migrate(database)
-    return database
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "metering.log"
 
 
 def test_500_pods_are_billed_to_the_second_while_metering_is_killed(

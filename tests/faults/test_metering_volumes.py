@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from botplane.store.migrate import migrate
 from tests.faults.metering_world import FINALIZER, Tenant, World, metering, path_of, sql
 from tests.faults.pgproxy import PostgresProxy
 from tests.support.controlplane.cluster import Cluster
@@ -38,17 +37,6 @@ def world(control_plane: Cluster) -> Iterator[World]:
             world.kube.patch(place(claim), {"metadata": {"finalizers": None}})
             world.kube.send("DELETE", place(claim))
     world.close()
-
-
-@pytest.fixture
-def usage(database: str) -> str:
-    migrate(database)
-    return database
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    return tmp_path / "metering.log"
 
 
 def test_a_volume_is_billed_from_bound_to_asked_to_go_at_each_of_its_sizes(
@@ -211,13 +199,7 @@ def make(world: World, tenant: Tenant, name: str, size: str) -> Claim:
             "name": name,
             "namespace": tenant.namespace,
             "finalizers": [FINALIZER],
-            "labels": {
-                "app.kubernetes.io/managed-by": "botplane",
-                "botplane.io/tenant": tenant.name,
-                "botplane.io/tenant-uid": tenant.uid,
-                "botplane.io/bot": "arb-1",
-                "botplane.io/bot-uid": tenant.bot_uid,
-            },
+            "labels": tenant.labels,
         },
         "spec": {
             "accessModes": ["ReadWriteOnce"],
