@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
+
+import orjson
 
 from botplane.api.labels import APPLIED_HASH, FIELD_MANAGER, GROUP
 from botplane.kube.foreign import foreign_fields
@@ -15,7 +16,7 @@ SYSTEM_FIELDS = frozenset({"apiVersion", "kind", "metadata", "status"})
 
 def canonical(value: Any) -> bytes:
     """Return the one JSON text of a value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def digest(value: Any) -> str:
@@ -78,13 +79,15 @@ def covers(observed: Any, desired: Any) -> bool:
     Fields that only `observed` has are the API server's defaults or another manager's. Items of
     lists are compared by their `name` (or position), and lists without names by length too.
     """
+    if observed == desired:
+        return True
     if isinstance(desired, dict):
         if not isinstance(observed, dict):
             return not desired and observed is None
         return all(covers(observed.get(key), value) for key, value in desired.items())
     if isinstance(desired, list):
         return _covers_list(observed or [], desired)
-    return bool(observed == desired)
+    return False
 
 
 def _covers_list(observed: Any, desired: list[Any]) -> bool:

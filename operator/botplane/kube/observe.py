@@ -6,8 +6,6 @@ next pass has judged it. 30,000 objects fit into some tens of megabytes.
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any, Self
 from botplane.api.labels import TENANT, TENANT_UID, tenant_namespace
 from botplane.kube.drift import canonical, digest_of, form, holds, seal_of
 from botplane.kube.foreign import is_said, removals
+from botplane.kube.packing import pack, unpack
 from botplane.kube.resources import Manifest, Ref, ref_of
 
 WORKLOAD_COUNTS = ("replicas", "readyReplicas", "updatedReplicas", "observedGeneration")
@@ -118,7 +117,7 @@ class Children:
         if last is not None and last.uid == child.uid and last.form_hash == child.form_hash:
             child.settled, child.form = last.settled, last.form
         else:
-            child.form = zlib.compress(text, 1)
+            child.form = pack(text)
         self._store(ref, child)
         owners = {child.owner, None if last is None else last.owner}
         return [owner for owner in owners if owner is not None]
@@ -158,7 +157,7 @@ class Children:
         wanted = seal_of(desired)
         if child.settled == wanted:
             return True
-        if child.form is None or not holds(json.loads(zlib.decompress(child.form)), desired):
+        if child.form is None or not holds(unpack(child.form), desired):
             return False
         child.settled, child.form = wanted, None
         return True
@@ -171,7 +170,7 @@ class Children:
         child = self._by_ref.get(ref_of(desired))
         if child is None or child.form is None:
             return []
-        seen = json.loads(zlib.decompress(child.form))
+        seen = unpack(child.form)
         fields = [tuple(path) for path in seen.get("foreign", ())]
         fields = [path for path in fields if not is_said(desired, path)]
         if not fields:

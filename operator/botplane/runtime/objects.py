@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from botplane.api.labels import GROUP
 from botplane.kube.drift import canonical, digest
 from botplane.kube.observe import Key
+from botplane.kube.packing import pack, unpack
 from botplane.kube.resources import Manifest
 
 
@@ -34,9 +34,9 @@ class Objects:
         """Keys by kind and namespace, in the order in which they came."""
 
     def get(self, key: Key) -> Manifest | None:
-        """Return an object as last seen."""
+        """Return an object as last seen: others get the same one, so nobody may change it."""
         seen = self._seen.get(key)
-        return None if seen is None else json.loads(zlib.decompress(seen.text))
+        return None if seen is None else _body(seen.text)
 
     def uid(self, key: Key) -> str:
         """Return the uid of a known object."""
@@ -56,11 +56,10 @@ class Objects:
     def observe(self, body: Manifest) -> Key | None:
         """Take note of an object; return its key if a pass should look at it."""
         key = key_of(body)
-        seen = _seen(body)
         last = self._seen.get(key)
-        if last is not None and seen.version <= last.version:
+        if last is not None and int(body["metadata"]["resourceVersion"]) <= last.version:
             return None
-        self._seen[key] = seen
+        seen = self._seen[key] = _seen(body)
         self._places[key[0]].setdefault(key[1], {})[key] = None
         unchanged = last is not None and (last.uid, last.intent) == (seen.uid, seen.intent)
         return None if unchanged else key
@@ -106,6 +105,13 @@ def key_of(body: Manifest) -> Key:
     return Key(body["kind"], meta.get("namespace", ""), meta["name"])
 
 
+@lru_cache(maxsize=128)
+def _body(text: bytes) -> Manifest:
+    """Return the object of a text: a pass reads its own, its tenant's and its plan's repeatedly."""
+    body: Manifest = unpack(text)
+    return body
+
+
 def _seen(body: Manifest) -> Seen:
     meta = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
     intent = {
@@ -119,5 +125,5 @@ def _seen(body: Manifest) -> Seen:
     }
     conditions = (body.get("status") or {}).get("conditions", ())
     ready = next((c["status"] for c in conditions if c["type"] == "Ready"), "Unknown")
-    text = zlib.compress(canonical({**body, "metadata": meta}), 1)
+    text = pack(canonical({**body, "metadata": meta}))
     return Seen(int(meta["resourceVersion"]), meta["uid"], digest(intent), ready, text)
