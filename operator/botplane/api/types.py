@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal, localcontext
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -33,9 +34,7 @@ class Quantity(str):
     @property
     def value(self) -> Decimal:
         """The quantity in its base unit: cores or bytes."""
-        digits = self.rstrip("mkMGTPEKi")
-        with localcontext(prec=_DIGITS):
-            return Decimal(digits) * _QUANTITY_FACTORS[self[len(digits) :]]
+        return _value(str(self))
 
     @property
     def canonical(self) -> str:
@@ -78,6 +77,14 @@ class Quantity(str):
         }
 
 
+@lru_cache(maxsize=1024)
+def _value(text: str) -> Decimal:
+    digits = text.rstrip("mkMGTPEKi")
+    with localcontext(prec=_DIGITS):
+        return Decimal(digits) * _QUANTITY_FACTORS[text[len(digits) :]]
+
+
+@lru_cache(maxsize=1024)
 def _canonical(value: Decimal, *, binary: bool) -> str:
     """Return the shortest whole number with a suffix of the same family; rounds up to 1/1000."""
     if value == 0:

@@ -7,12 +7,12 @@ was parsed: a value is never text that YAML reads, and a pass costs no parsing.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
@@ -39,6 +39,7 @@ class Templates:
             finalize=_refuse_unfiltered,
             trim_blocks=True,
             lstrip_blocks=True,
+            auto_reload=False,
             autoescape=False,  # noqa: S701 - values do not get into the text
         )
         self._environment.filters["tojson"] = _hole
@@ -67,8 +68,10 @@ class Templates:
 def _hole(context: Context, value: Any) -> Markup:
     """Keep the value, as JSON reads it back, and return the hole that it will fill."""
     holes: list[Any] = context[_HOLES]
+    if isinstance(value, float):
+        raise TemplateError(f"{value} is a float, of which JSON keeps another one or none")
     if type(value) not in _SCALARS:
-        value = json.loads(json.dumps(value, allow_nan=False))
+        value = orjson.loads(orjson.dumps(value))
     holes.append(value)
     return Markup(f'"@@{len(holes) - 1}@@"')  # noqa: S704 - a number of ours
 
