@@ -121,7 +121,7 @@ class FrontEnd:
         settings = kopf.OperatorSettings()
         settings.peering.standalone = True
         settings.scanning.disabled = True
-        settings.watching.chunk_size = 500
+        settings.watching.chunk_size = 250
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 330
         settings.watching.connect_timeout = 10
@@ -131,7 +131,7 @@ class FrontEnd:
         settings.networking.error_backoffs = EndlessBackoff()
         settings.networking.enforce_retry_after = True
         # A worker holds memory for as long as it idles; ours only put keys into a queue.
-        settings.queueing.idle_timeout = 0.5
+        settings.queueing.idle_timeout = 0.05
         settings.queueing.exit_timeout = 5
         settings.process.ultimate_exiting_timeout = 60
         settings.persistence.finalizer = f"{GROUP}/unused"

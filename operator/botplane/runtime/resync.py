@@ -20,6 +20,7 @@ log = structlog.get_logger()
 Id = TypeVar("Id")
 
 RESYNC_SECONDS = 300.0
+CONCURRENT_LISTS = 2
 SELECTOR = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
 
 
@@ -51,13 +52,26 @@ class Resync:
         Raises:
             Rejected, Retryable: A list failed; what was read until then is kept.
         """
-        found: list[Key] = []
-        for kind in child_kinds:
-            found += await self.children_of(kind)
+        found = await self._all_children(child_kinds)
         for kind in kinds:
             found += await self._compared(kind, self._objects, key_of, "")
         self.last = asyncio.get_running_loop().time()
         return found
+
+    async def _all_children(self, kinds: Iterable[str]) -> list[Key]:
+        """List two kinds at once: the API server writes one list while the other is read."""
+        turn = asyncio.Semaphore(CONCURRENT_LISTS)
+
+        async def listed(kind: str) -> list[Key]:
+            async with turn:
+                return await self.children_of(kind)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(listed(kind)) for kind in kinds]
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [key for task in tasks for key in task.result()]
 
     async def children_of(self, kind: str) -> list[Key]:
         """List one kind of children and return the owners that need a pass.
@@ -73,11 +87,14 @@ class Resync:
         """List a kind page by page and return what is not as it was known."""
         found, before = list[Key](), known.versions(kind)
         async for page in self._client.pages(kind, selector=selector):
-            listed = _kinded(kind, page.items)
-            found += known.difference(listed, {})
-            for body in listed:
+            for body in page.items:
+                # Items of a list do not carry their kind.
+                body["kind"] = kind
                 before.pop(identity(body), None)
+            found += known.difference(page.items, {})
             self.versions[kind] = page.version
+            # Hundreds of objects, which need not wait in memory for the next hundreds.
+            page.items.clear()
         return self._counted(kind, found + known.difference([], before))
 
     async def run(
@@ -96,8 +113,3 @@ class Resync:
         if self.last is not None and found:
             RESYNC_FOUND.labels(kind).inc(len(found))
         return found
-
-
-def _kinded(kind: str, items: list[Manifest]) -> list[Manifest]:
-    # Items of a list do not carry their kind.
-    return [{**item, "kind": kind} for item in items]
