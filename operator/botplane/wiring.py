@@ -108,8 +108,9 @@ class Operator:
         health = await serve(self._settings.health_port, self._live_problem, self._ready_problem)
         watches_stop = asyncio.Event()
         try:
-            await self._read_everything()
             _collect_seldom()
+            await self._read_everything()
+            gc.freeze()
             lost = asyncio.create_task(self._lead())
             watches = asyncio.create_task(self._watch(watches_stop))
             children = asyncio.create_task(self._watch_children())
@@ -142,7 +143,6 @@ class Operator:
                 served = [kind for kind in OPTIONAL_KINDS if await self._client.serves(kind)]
                 self._child_kinds = (*CHILD_KINDS, *served)
                 await self._resync.round(KINDS, self._child_kinds)
-                await self._secrets.round(self._tenant_namespaces())
             except (Rejected, Retryable) as error:
                 log.warning("Objects were not read", reason=error.reason, message=error.message)
                 await asyncio.sleep(1)
@@ -224,8 +224,18 @@ class Operator:
         return {
             "Tenant": self._telling(tenants),
             "Plan": PlanReconciler(self._cluster, self._postgres.publish),
-            "BotDeployment": self._telling(bots),
+            "BotDeployment": self._telling(self._with_secrets(bots)),
         }
+
+    def _with_secrets(self, reconcile: Reconcile) -> Reconcile:
+        """Look at the Secrets of a tenant's namespace before its first bot is looked at."""
+
+        async def informed(key: Key) -> Done:
+            if self._children.get(Ref("Namespace", "", key[1])) is not None:
+                await self._secrets.first_look(key[1])
+            return await reconcile(key)
+
+        return informed
 
     def _telling(self, reconcile: Reconcile) -> Reconcile:
         """Wake the neighbours after a pass if what they can see of the object has changed."""
@@ -408,7 +418,6 @@ class Operator:
 
 def _collect_seldom() -> None:
     """Keep the garbage collector away from what lives long: a fifth of all CPU (measured)."""
-    gc.freeze()
     gc.set_threshold(20_000, 20, 50)
 
 

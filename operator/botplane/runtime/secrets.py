@@ -29,6 +29,21 @@ class SecretPoll:
     def __init__(self, client: KubeClient, children: Children) -> None:
         self._client = client
         self._children = children
+        self._first: dict[str, asyncio.Task[list[Key]]] = {}
+        """The first look at each namespace: under way, or done and kept as a sign of that."""
+
+    async def first_look(self, namespace: str) -> None:
+        """List the Secrets of a namespace, once: no pass may mistake the unknown for the absent.
+
+        Asked for by passes, so that no start has to wait for a thousand lists.
+
+        Raises:
+            Retryable: The API server does not answer.
+        """
+        task = self._first.get(namespace)
+        if task is None or (task.done() and task.exception() is not None):
+            task = self._first[namespace] = asyncio.create_task(self._look(namespace))
+        await asyncio.shield(task)
 
     async def run(
         self, namespaces: Callable[[], Iterable[str]], add: Callable[[Key], None]
@@ -37,16 +52,20 @@ class SecretPoll:
         while True:
             names = list(namespaces())
             await asyncio.sleep(max(ROUND_SECONDS, len(names) / MOST_LISTS_PER_SECOND))
-            for key in await self.round(names):
+            self._first = {name: self._first[name] for name in names if name in self._first}
+            for key in await self._round(names):
                 add(key)
 
-    async def round(self, namespaces: Iterable[str]) -> list[Key]:
-        """List the Secrets of these namespaces once and return the keys that need a pass."""
+    async def _round(self, namespaces: Iterable[str]) -> list[Key]:
         turn = asyncio.Semaphore(CONCURRENT_LISTS)
 
         async def look(namespace: str) -> list[Key]:
             async with turn:
-                return await self._look(namespace)
+                try:
+                    return await self._look(namespace)
+                except Retryable as error:
+                    log.debug("Secrets were not listed", namespace=namespace, reason=error.reason)
+                    return []
 
         found = await asyncio.gather(*(look(namespace) for namespace in namespaces))
         return [key for keys in found for key in keys]
@@ -57,7 +76,7 @@ class SecretPoll:
             listed = await self._client.list(
                 "Secret", namespace=namespace, selector=SELECTOR, metadata_only=True
             )
-        except (Rejected, Retryable) as error:
+        except Rejected as error:
             # The namespace is new and not bound yet, or on its way out.
             log.debug("Secrets were not listed", namespace=namespace, reason=error.reason)
             return []
