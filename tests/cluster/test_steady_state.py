@@ -26,7 +26,7 @@ def converged(world: World) -> str:
         "one",
         ports=[{"name": "http", "containerPort": 8080}],
         healthCheck={"port": "http"},
-        runtimeConfig={"text": "emoji 😀 and \u2028"},
+        runtimeConfig={"text": "emoji 😀, \u2028, \u2029, \x7f, \x85, \x9f, \ufeff and \uffff"},
     )
     world.bot(tenant, "two", autoscaling={"maxReplicas": 3, "targetMemoryPercent": 80})
     world.eventually(lambda: _shows_usage(world, tenant), "usage is shown", 60)

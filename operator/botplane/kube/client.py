@@ -6,6 +6,7 @@ A quarter of a millisecond of CPU a call, where client libraries need three to t
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -33,6 +34,8 @@ UNANSWERED = (TimeoutError, aiohttp.ClientError, OSError)
 WATCH_SECONDS = 300
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=90)
 """A watch without a word for so long is dead: the server sends a bookmark each minute."""
+_DELETE = b"\x7f"
+_NOT_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 class Page(NamedTuple):
@@ -167,7 +170,7 @@ class KubeClient:
         asked = f"?{urlencode(query)}" if query else ""
         url = URL(f"{self._server}{path}{asked}", encoded=True)
         headers = {"Accept": accept} | ({"Content-Type": content_type} if content_type else {})
-        data = None if body is None else orjson.dumps(body)
+        data = None if body is None else _encoded(body)
         what = f"{method} {ref}{'/' + subresource if subresource else ''}"
         # An overloaded API server says when it will listen again; other passes must obey it too.
         await asyncio.sleep(max(0.0, self._not_before.get(ref.kind, 0.0) - time.monotonic()))
@@ -188,6 +191,18 @@ class KubeClient:
                 self._not_before[ref.kind] = time.monotonic() + pause
             raise refusal
         return _parsed(answer, what)
+
+
+def _encoded(body: Any) -> bytes:
+    """Return JSON that is YAML too: as that the server reads what is applied.
+
+    YAML takes U+2028 in a text for the end of a line, refuses control characters, and does not
+    know pairs of surrogates: all else stays as it is, these are escaped.
+    """
+    data: bytes = orjson.dumps(body)
+    if data.isascii() and _DELETE not in data:
+        return data
+    return _NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", data.decode()).encode()
 
 
 def _no_answer(what: str, error: Exception) -> Retryable:
