@@ -48,7 +48,7 @@ def render_json(invoice: Invoice) -> str:
     """Return the document with its status and hash: keys sorted, every decimal a string.
 
     The hash is the SHA-256 of the same JSON without `contentHash`, `status` and `draftReason`,
-    written without spaces.
+    written without spaces, in UTF-8: `jq -cjS`.
     """
     digest = invoice.content_hash
     return json.dumps(

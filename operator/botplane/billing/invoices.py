@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from botplane.billing.money import minor_units, plain
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _KINDS = ("subscription", "usage", "commitment", "commission", "correction")
 _REVENUE = {"subscription": "revenue_subscription", "commission": "revenue_commission"}
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Status(StrEnum):
@@ -196,7 +196,9 @@ def finalize(billed: BilledPeriod, settled: Settled, number: str, issued_at: dat
     """Return the final invoice with its content hash; one with nothing due is paid at once."""
     status = Status.FINALIZED if settled.due_minor else Status.PAID
     invoice = _invoice(billed, settled, status=status, number=number, issued_at=issued_at)
-    return replace(invoice, content_hash=content_hash(invoice))
+    # A copy by `replace` would have to add everything up again.
+    object.__setattr__(invoice, "content_hash", content_hash(invoice))
+    return invoice
 
 
 def _invoice(billed: BilledPeriod, settled: Settled, **more: Any) -> Invoice:
@@ -214,8 +216,9 @@ def _invoice(billed: BilledPeriod, settled: Settled, **more: Any) -> Invoice:
 
 
 def content_hash(invoice: Invoice) -> bytes:
-    """Return the SHA-256 of the canonical document: sorted keys, no spaces, decimals as text."""
-    return hashlib.sha256(_canonical(document(invoice)).encode()).digest()
+    """Return the SHA-256 of the canonical document: keys sorted, no spaces, UTF-8."""
+    canonical = orjson.dumps(document(invoice), option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(canonical).digest()
 
 
 def document(invoice: Invoice) -> dict[str, Any]:
@@ -333,5 +336,6 @@ def _line_document(line: Line, currency: str) -> dict[str, Any]:
     return text
 
 
+@lru_cache(maxsize=1024)
 def _utc(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds")[:19] + "Z"

@@ -137,7 +137,7 @@ def test_content_hash_can_be_checked_from_the_json_alone() -> None:
 
     claimed = told.pop("contentHash")
     del told["status"], told["draftReason"]
-    canonical = json.dumps(told, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert claimed == "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
