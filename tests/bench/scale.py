@@ -55,6 +55,7 @@ class Scale:
         rows += await self._restart()
         rows += await self._drift()
         rows.append(await self._neighbour())
+        await self._other_memory()
         return rows
 
     async def _tenants(self) -> list[Row]:
@@ -134,6 +135,22 @@ class Scale:
     def _memory(self) -> Row:
         rss = self._operator.memory_info().rss / 2**20
         return Row(what="operator RSS", floor=None, measured=rss, bar=RSS_MIB, unit="MiB")
+
+    async def _other_memory(self) -> None:
+        """Print what has no bar: the operator that was started again, and metering."""
+        self._installed.start("metering")
+        await asyncio.to_thread(
+            until,
+            lambda: self._installed.answers("metering", "readyz"),
+            within=120,
+            what="metering has seen all pods",
+        )
+        metering = psutil.Process(
+            processes.record(self._installed.cluster.state, "metering").pid
+        ).memory_info()
+        operator = self._operator.memory_info()
+        print(f"  RSS: operator after its restart {operator.rss / 2**20:.0f} MiB, ", end="")
+        print(f"metering of as many bots {metering.rss / 2**20:.0f} MiB")
 
     async def _restart(self) -> list[Row]:
         log = self._installed.cluster.audit_log
