@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import aiohttp
+import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
@@ -73,7 +74,7 @@ class APIServer:
         if prepared is not None:
             return await _send(request, prepared)
         text = await request.read()
-        body = json.loads(text) if text else None
+        body = _read(text, request.headers.get("Content-Type", "")) if text else None
         status, result = self._served(request, address, body)
         return web.json_response(result, status=status)
 
@@ -153,6 +154,12 @@ async def serving() -> AsyncIterator[tuple[APIServer, KubeClient]]:
     app.router.add_route("*", "/{path:.*}", api.handle)
     async with TestServer(app) as server, aiohttp.ClientSession() as session:
         yield api, KubeClient(str(server.make_url("")), session)
+
+
+def _read(text: bytes, content_type: str) -> Any:
+    """Read what is applied as YAML, as the real one does."""
+    is_yaml = content_type.startswith("application/apply-patch+yaml")
+    return yaml.load(text, yaml.CSafeLoader) if is_yaml else json.loads(text)
 
 
 def _address(path: str) -> Address:

@@ -156,3 +156,23 @@ async def test_an_object_is_asked_for_where_it_lives(
         await client.get(ref)
 
     assert asked == [expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "¡hola! 😀",
+        "a line\u2028another\u2029and\x85one",
+        "\x7f \x80 \x9f \ufeff \ufffe \uffff",
+        'quotes " and \\u2028, which is text',
+        "\t\n\r\x00\x1f",
+        "- a: {b}",
+    ],
+    ids=ascii,
+)
+async def test_what_is_applied_arrives_to_the_letter(served: Served, text: str) -> None:
+    _, client = served
+
+    written = await client.apply({**CONFIG, "data": {"k": text}})
+
+    assert written["data"] == {"k": text}
