@@ -22,6 +22,8 @@ class Seen(NamedTuple):
     intent: str
     """Hash of all but the status: our own status writes change nothing here."""
     ready: str
+    told: bool
+    """Whether the status speaks of the present generation."""
     text: bytes
 
 
@@ -48,6 +50,10 @@ class Objects:
         if namespace is not None:
             return list(places.get(namespace, ()))
         return [key for keys in places.values() for key in keys]
+
+    def news(self, kind: str) -> list[Key]:
+        """Return the keys of a kind whose status does not speak of what they declare now."""
+        return [key for key in self.keys(kind) if not self._seen[key].told]
 
     def versions(self, kind: str) -> dict[Key, int]:
         """Return what is known of a kind, to be taken before it is listed."""
@@ -123,7 +129,9 @@ def _seen(body: Manifest) -> Seen:
             k: v for k, v in (meta.get("annotations") or {}).items() if k.startswith(GROUP)
         },
     }
-    conditions = (body.get("status") or {}).get("conditions", ())
+    status = body.get("status") or {}
+    conditions = status.get("conditions", ())
     ready = next((c["status"] for c in conditions if c["type"] == "Ready"), "Unknown")
     text = pack(canonical({**body, "metadata": meta}))
-    return Seen(int(meta["resourceVersion"]), meta["uid"], digest(intent), ready, text)
+    told = status.get("observedGeneration") == meta.get("generation")
+    return Seen(int(meta["resourceVersion"]), meta["uid"], digest(intent), ready, told, text)

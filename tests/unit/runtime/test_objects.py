@@ -133,3 +133,17 @@ def test_readiness_is_counted() -> None:
     objects.observe(meta(tenant(3, status=ready("False")), name="beta"))
 
     assert dict(objects.counts("Tenant")) == {"Unknown": 1, "True": 1, "False": 1}
+
+
+def test_news_are_what_no_pass_has_looked_at_yet() -> None:
+    objects = Objects()
+
+    objects.observe(tenant(1))
+    assert objects.news("Tenant") == [ACME]
+
+    objects.observe(tenant(2, status=ready("True") | {"observedGeneration": 1}))
+    assert objects.news("Tenant") == []
+
+    changed = tenant(3, status=ready("True") | {"observedGeneration": 1})
+    objects.observe(meta(changed, generation=2))
+    assert objects.news("Tenant") == [ACME]
