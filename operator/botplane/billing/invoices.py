@@ -53,7 +53,7 @@ class BilledPeriod:
     replaces: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
     """One charge: `exact` in the major unit, rounded once to `amount_minor`.
 
@@ -303,6 +303,7 @@ def ledger_entries(invoice: Settled) -> dict[str, dict[str, int]]:
     }
 
 
+@lru_cache(maxsize=4096)
 def amount_text(minor: int, currency: str) -> str:
     """Write minor units as an amount of the major unit with all its decimals."""
     digits = minor_units(currency)

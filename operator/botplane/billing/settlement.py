@@ -221,9 +221,10 @@ def _taxes(
         if rule.starts_at < billed.ends_at
         and (rule.ends_at is None or rule.ends_at >= billed.ends_at)
     ]
+    names = dict.fromkeys(rule.name for rule in in_force)
     bases: dict[tuple[str, Decimal, str | None], int] = {}
-    for line in lines:
-        for name in dict.fromkeys(rule.name for rule in in_force):
+    for line in lines if names else ():
+        for name in names:
             of_name = {rule.target: rule for rule in in_force if rule.name == name}
             rule = of_name.get(line.charge_kind) or of_name.get("all")
             if rule is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+import orjson
 import psycopg
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
@@ -385,7 +385,7 @@ def _insert_invoices(conn: Connection[Any], issued: Sequence[rows.Issued]) -> No
     conn.execute(SQL["stage_invoices"], ids)
     for name, records in rows.records(issued).items():
         if records:
-            conn.execute(SQL[name], {"rows": Jsonb(records, dumps=json.dumps), "now": now})
+            conn.execute(SQL[name], {"rows": Jsonb(records, dumps=orjson.dumps), "now": now})
     conn.execute(SQL["insert_lines"], rows.discounted(issued))
     entries = rows.postings(issued)
     conn.execute(SQL["insert_ledger_txns"], {**entries, "now": now})
