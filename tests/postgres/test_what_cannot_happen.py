@@ -60,6 +60,37 @@ FORBIDDEN = [
     "DELETE FROM tenant",
 ]
 
+BALANCED = "(VALUES ('receivable', 5), ('revenue_usage', -5)) AS e (account, minor)"
+A_DRAFT = """
+    INSERT INTO invoice SELECT tenant_id, gen_random_uuid(), {period}, 'draft', 'other', {currency},
+        subtotal_minor, discount_minor, tax_minor, total_minor, credit_minor, carried_minor,
+        due_minor, issued_at, snapshot, content_hash FROM invoice
+"""
+A_LINE = """
+    INSERT INTO invoice_line SELECT tenant_id, {invoice}, 'more', 'usage', {meter}, starts_at,
+        ends_at, quantity, exact, amount_minor, detail FROM invoice_line LIMIT 1
+"""
+AN_ENTRY = f"""
+    INSERT INTO ledger_entry SELECT tenant_id, {{txn}}, e.account, {{currency}}, e.minor
+    FROM ledger_txn, {BALANCED} LIMIT 2
+"""
+ORPHANS = [
+    A_DRAFT.format(period="'1999-01'", currency="currency"),
+    A_DRAFT.format(period="period", currency="'XXX'"),
+    A_LINE.format(invoice="gen_random_uuid()", meter="'bot_seconds'"),
+    A_LINE.format(
+        invoice="(SELECT invoice_id FROM invoice WHERE status = 'draft')", meter="'nothing'"
+    ),
+    AN_ENTRY.format(txn="'nothing'", currency="'USD'"),
+    AN_ENTRY.format(txn="'new'", currency="'XXX'"),
+    "DELETE FROM currency WHERE currency = 'USD'",
+    "UPDATE currency SET currency = 'XXX' WHERE currency = 'USD'",
+    "TRUNCATE currency",
+    "DELETE FROM meter WHERE meter = 'bot_seconds'",
+    "UPDATE meter SET meter = 'nothing' WHERE meter = 'bot_seconds'",
+    "TRUNCATE meter",
+]
+
 
 @pytest.fixture
 def billed(conn: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
@@ -81,6 +112,20 @@ def test_issued_and_published_rows_never_change(
     before = whole_content(billed)
 
     with pytest.raises(errors.RestrictViolation):
+        billed.execute(statement)
+
+    assert whole_content(billed) == before
+
+
+@pytest.mark.parametrize("statement", ORPHANS)
+def test_nothing_billed_belongs_to_nothing(billed: psycopg.Connection[Any], statement: Any) -> None:
+    billed.execute("UPDATE invoice SET status = 'void'")
+    if statement not in ORPHANS[:2]:
+        billed.execute(A_DRAFT.format(period="period", currency="currency"))
+    billed.execute("INSERT INTO ledger_txn SELECT tenant_id, 'new', now() FROM tenant")
+    before = whole_content(billed)
+
+    with pytest.raises((errors.IntegrityError, errors.FeatureNotSupported)):
         billed.execute(statement)
 
     assert whole_content(billed) == before
