@@ -200,7 +200,10 @@ def _settle_run(
     if run.over:
         *closed, last = [*closed, *_resize(last, container.size, resized_at)]
         return [*closed, _end(last, run, others, sight)]
-    if last.ended_at is None and last.size != container.size and sight.at >= last.last_seen_at:
+    # A volume does not shrink: a smaller one is a look at the past.
+    is_new = container.size.storage_bytes >= last.size.storage_bytes
+    is_other = is_new and last.size != container.size
+    if last.ended_at is None and is_other and sight.at >= last.last_seen_at:
         return [*closed, *_resize(last, container.size, resized_at)]
     return segments
 

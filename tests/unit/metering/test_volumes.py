@@ -55,6 +55,10 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[Row]]] = {
         [a_claim(), a_claim(size="20Gi", resized=50)],
         [(0, 0, 50, 10, "resized", "exact"), (1, 50, None, 20, None, None)],
     ),
+    "seen at its first size after it had grown: a list from the past": (
+        [a_claim(), a_claim(size="20Gi", resized=50), a_claim()],
+        [(0, 0, 50, 10, "resized", "exact"), (1, 50, None, 20, None, None)],
+    ),
     "grown and asked to go between two looks": (
         [a_claim(), a_claim(size="20Gi", resized=50, deleted=60)],
         [(0, 0, 50, 10, "resized", "exact"), (1, 50, 60, 20, "terminated", "exact")],
