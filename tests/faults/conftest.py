@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from botplane.store.migrate import migrate
+from tests.faults.metering_world import World
 from tests.faults.proxied import ProxiedOperator
 from tests.faults.rehearsal import Reference
+from tests.support.controlplane.cluster import Cluster
 from tests.support.installation import Installation
 
 
@@ -27,6 +29,14 @@ def proxied(
 def undisturbed() -> dict[str, Reference]:
     """What scenarios come to, once they were played; shared by the files of a session."""
     return {}
+
+
+@pytest.fixture
+def world(control_plane: Cluster) -> Iterator[World]:
+    """A world for metering, alone in the cluster."""
+    world = World(control_plane)
+    yield world
+    world.close()
 
 
 @pytest.fixture

@@ -9,14 +9,15 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import urllib3
@@ -234,17 +235,31 @@ def make_pods(world: World, count: int, dice: random.Random, pace: float = 1.0) 
 
 
 class Recorder:
-    """Writes down every run that a raw watch shows; knows nothing of metering's own reading."""
+    """Writes down every run that a raw watch shows; knows nothing of metering's own reading.
+
+    It records within a `with` block.
+    """
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
+        self._answer: urllib3.BaseHTTPResponse | None = None
         self._starts: dict[tuple[str, int], str] = {}
         self._spans: dict[tuple[str, int], tuple[str, str]] = {}
         self._stop = threading.Event()
         listed = kube.send("GET", "/api/v1/pods?limit=1&resourceVersion=0")
         self._version = listed["metadata"]["resourceVersion"]
         self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        # It may be waiting for the next event.
+        if (answer := self._answer) is not None:
+            answer.shutdown()
+        self._thread.join(30)
 
     def spans(self, uids: set[str]) -> set[Span]:
         """Return what was recorded of some pods."""
@@ -259,23 +274,21 @@ class Recorder:
         last = plan.spans[-1][0]
         until(lambda: self.restarts(plan.uid) >= last, within=60, what=f"{plan.name} runs")
 
-    def close(self) -> None:
-        """Stop recording."""
-        self._stop.set()
-
     def _watch(self) -> None:
         while not self._stop.is_set():
             path = f"/api/v1/pods?watch=1&timeoutSeconds=20&resourceVersion={self._version}"
             answer = self._kube.http.request(
                 "GET", self._kube.server + path, preload_content=False, timeout=30
             )
+            self._answer = answer
             rest = b""
-            for chunk in answer.stream(65536):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    self._note(json.loads(line)["object"])
-                if self._stop.is_set():
-                    break
+            with suppress(urllib3.exceptions.ProtocolError):
+                for chunk in answer.stream(65536):
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        self._note(json.loads(line)["object"])
+                    if self._stop.is_set():
+                        break
             answer.close()
 
     def _note(self, pod: dict[str, Any]) -> None:
@@ -349,6 +362,20 @@ def seconds(spans: set[Span]) -> int:
         int((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
         for _, _, start, end in spans
     )
+
+
+def delete_all(world: World, recorder: Recorder, plans: list[Plan]) -> None:
+    """Delete each pod when its time has come and its last run has begun."""
+    began = time.monotonic()
+    for plan in sorted(plans, key=lambda plan: plan.deleted_after):
+        pass_time(began + plan.deleted_after - time.monotonic())
+        recorder.wait_for_last_run(plan)
+        world.delete(plan)
+
+
+def pass_time(seconds: float) -> None:
+    """Let the world go on for a while: faults are spread over time."""
+    threading.Event().wait(max(0.0, seconds))
 
 
 def _draw(

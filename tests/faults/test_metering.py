@@ -6,115 +6,54 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pytest
 import urllib3
 
 from tests.faults.metering_world import (
-    Plan,
     Recorder,
     World,
     billed,
+    delete_all,
     make_pods,
     metering,
+    pass_time,
     path_of,
-    seconds,
     sql,
 )
 from tests.faults.pgproxy import PostgresProxy
-from tests.support.controlplane.cluster import Cluster
 from tests.support.controlplane.ports import free_ports
 from tests.support.controlplane.postgres import Postgres
 from tests.support.controlplane.waiting import until
 
-PODS, TENANTS, KILLS = 500, 5, 5
 START, END = "2026-10-01T00:00:00Z", "2026-10-01T01:00:00Z"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 WHEN_DELETED = {"started-at": START, "killed-at": END}
-
-
-@pytest.fixture
-def world(control_plane: Cluster) -> Iterator[World]:
-    world = World(control_plane)
-    yield world
-    world.close()
-
-
-def test_500_pods_are_billed_to_the_second_while_metering_is_killed(
-    world: World, usage: str, log: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    dice = random.Random(20261124)
-    recorder = Recorder(world.kube)
-    for _ in range(TENANTS):
-        world.tenant()
-    began = time.monotonic()
-    with metering(world.cluster, usage, log):
-        plans = make_pods(world, PODS, dice)
-    uids = {plan.uid for plan in plans}
-    deleting = threading.Thread(target=_delete_all, args=[world, recorder, plans])
-    deleting.start()
-
-    for kill in range(KILLS):
-        with metering(world.cluster, usage, log):
-            _pass_time(dice.uniform(2, 8))
-        if kill == KILLS // 2:
-            _pass_time(20)
-    with metering(world.cluster, usage, log):
-        deleting.join()
-        until(lambda: world.left() == 0, within=60, what="all pods released")
-    took = time.monotonic() - began
-
-    truth = {(plan.uid, *span) for plan in plans for span in plan.spans}
-    assert recorder.spans(uids) == truth
-    found = billed(usage, uids)
-    inexact = sql(
-        usage,
-        "SELECT pod_uid FROM runtime_interval WHERE close_quality IS DISTINCT FROM 'exact'",
-    )
-    rows = sql(
-        usage,
-        "SELECT count(*), count(DISTINCT (pod_uid, restart)) FROM runtime_interval",
-    )
-    with capsys.disabled():
-        print(
-            f"\n{len(plans)} pods, {len(truth)} runs, {seconds(truth)} s true, "
-            f"{seconds(found)} s billed, difference {seconds(found) - seconds(truth)} s; "
-            f"{rows[0][0] - rows[0][1]} rows twice, {world.left()} pods left, "
-            f"{len(inexact)} inexact, {KILLS + 1} kills in {took:.0f} s"
-        )
-    assert found == truth
-    assert rows[0][0] == rows[0][1] == len(truth)
-    assert inexact == []
-    recorder.close()
 
 
 def test_a_killed_postgres_and_lost_commit_answers_lose_nothing(
     world: World, usage: str, postgres: Postgres, log: Path
 ) -> None:
     dice = random.Random(7)
-    recorder = Recorder(world.kube)
     proxy = PostgresProxy(usage)
-    with metering(world.cluster, proxy.url, log):
+    with Recorder(world.kube) as recorder, metering(world.cluster, proxy.url, log):
         plans = make_pods(world, 60, dice, pace=1.5)
-        deleting = threading.Thread(target=_delete_all, args=[world, recorder, plans])
+        deleting = threading.Thread(target=delete_all, args=[world, recorder, plans])
         deleting.start()
         for _ in range(2):
-            _pass_time(3)
+            pass_time(3)
             proxy.cut_commits = 3
-            _pass_time(3)
+            pass_time(3)
             postgres.kill9()
-            _pass_time(3)
+            pass_time(3)
             postgres.restart()
         deleting.join()
         until(lambda: world.left() == 0, within=60, what="all pods released")
 
     assert proxy.cuts >= 2
     assert billed(usage, {p.uid for p in plans}) == {(p.uid, *s) for p in plans for s in p.spans}
-    recorder.close()
     proxy.close()
 
 
@@ -127,7 +66,7 @@ def test_no_pod_goes_while_postgres_is_down(
         until(lambda: sql(usage, "SELECT 1 FROM pod"), within=20, what="pod known")
         postgres.kill9()
         world.delete(pod)
-        _pass_time(5)
+        pass_time(5)
         still_there = world.kube.send("GET", path_of(pod))
         postgres.restart()
         world.gone(pod)
@@ -138,14 +77,16 @@ def test_no_pod_goes_while_postgres_is_down(
 
 def test_two_meterings_at_once_bill_once(world: World, usage: str, log: Path) -> None:
     dice = random.Random(9)
-    recorder = Recorder(world.kube)
-    with metering(world.cluster, usage, log), metering(world.cluster, usage, log):
+    with (
+        Recorder(world.kube) as recorder,
+        metering(world.cluster, usage, log),
+        metering(world.cluster, usage, log),
+    ):
         plans = make_pods(world, 80, dice, pace=4)
-        _delete_all(world, recorder, plans)
+        delete_all(world, recorder, plans)
         until(lambda: world.left() == 0, within=60, what="all pods released")
 
     assert billed(usage, {p.uid for p in plans}) == {(p.uid, *s) for p in plans for s in p.spans}
-    recorder.close()
 
 
 def test_a_namespace_goes_after_its_terminating_pods_are_billed(
@@ -207,7 +148,7 @@ def test_a_pod_freed_by_hand_while_metering_is_dead_is_bounded_by_when_it_was_la
             within=20,
             what="run known",
         )
-    _pass_time(3)
+    pass_time(3)
     world.kube.patch(path_of(pod), {"metadata": {"finalizers": None}})
     world.delete(pod)
     world.gone(pod)
@@ -317,7 +258,7 @@ def test_probes_and_metrics_answer_while_postgres_is_down(
     with metering(world.cluster, usage, log, port):
         until(lambda: _get(port, "/readyz")[0] == 200, within=20, what="ready")
         postgres.kill9()
-        _pass_time(2)
+        pass_time(2)
         answers = [_get(port, path) for path in ("/livez", "/readyz", "/metrics")]
         postgres.restart()
 
@@ -339,17 +280,3 @@ def _get(port: int, path: str) -> tuple[int, str]:
     except urllib3.exceptions.HTTPError:
         return 0, ""
     return answer.status, answer.data.decode()
-
-
-def _delete_all(world: World, recorder: Recorder, plans: list[Plan]) -> None:
-    """Delete each pod when its time has come and its last run has begun."""
-    began = time.monotonic()
-    for plan in sorted(plans, key=lambda plan: plan.deleted_after):
-        _pass_time(began + plan.deleted_after - time.monotonic())
-        recorder.wait_for_last_run(plan)
-        world.delete(plan)
-
-
-def _pass_time(seconds: float) -> None:
-    """Let the world go on for a while: the faults are spread over time."""
-    threading.Event().wait(max(0.0, seconds))

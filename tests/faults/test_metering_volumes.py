@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.metering_world import FINALIZER, Tenant, World, metering, path_of, sql
+from tests.faults.metering_world import FINALIZER, Tenant, World, metering, pass_time, path_of, sql
 from tests.faults.pgproxy import PostgresProxy
 from tests.support.controlplane.cluster import Cluster
 from tests.support.controlplane.postgres import Postgres
@@ -46,9 +46,9 @@ def test_a_volume_is_billed_from_bound_to_asked_to_go_at_each_of_its_sizes(
     claim = bound(world, world.tenant())
     with metering(world.cluster, usage, log):
         until(lambda: sql(usage, "SELECT 1 FROM pod"), within=20, what="claim known")
-        _pass_time(2)
+        pass_time(2)
         asked, answered = resize(world, claim, "20Gi")
-        _pass_time(2)
+        pass_time(2)
         ended = delete(world, claim)
         until(lambda: is_gone(world, claim), within=20, what="claim gone")
         settled = "SELECT kind FROM pod WHERE settled_at IS NOT NULL"
@@ -67,11 +67,11 @@ def test_what_happens_to_volumes_while_metering_is_dead_is_billed_to_the_second(
     world: World, usage: str, log: Path
 ) -> None:
     claim = bound(world, world.tenant())
-    _pass_time(1.1)
+    pass_time(1.1)
     asked, answered = resize(world, claim, "20Gi")
-    _pass_time(1.1)
+    pass_time(1.1)
     ended = delete(world, claim)
-    _pass_time(2)
+    pass_time(2)
     assert not is_gone(world, claim)
 
     with metering(world.cluster, usage, log):
@@ -95,7 +95,7 @@ def test_volumes_are_billed_once_by_two_meterings_that_are_killed_and_cut_off(
     def end_all() -> None:
         for claim in claims:
             ends[claim["metadata"]["uid"]] = delete(world, claim)
-            _pass_time(0.3)
+            pass_time(0.3)
 
     ending = threading.Thread(target=end_all)
     with metering(world.cluster, usage, log):
@@ -103,10 +103,10 @@ def test_volumes_are_billed_once_by_two_meterings_that_are_killed_and_cut_off(
         for kill in range(KILLS):
             with metering(world.cluster, proxy.url, log):
                 proxy.cut_commits = 2
-                _pass_time(1.5)
+                pass_time(1.5)
             if kill == KILLS // 2:
                 postgres.kill9()
-                _pass_time(1)
+                pass_time(1)
                 postgres.restart()
         ending.join()
         until(lambda: all(is_gone(world, c) for c in claims), within=60, what="all claims gone")
@@ -140,7 +140,7 @@ def test_a_claim_freed_by_hand_while_metering_is_dead_is_billed_no_second_too_ma
     claim = bound(world, world.tenant())
     with metering(world.cluster, usage, log):
         until(lambda: sql(usage, "SELECT 1 FROM runtime_interval"), within=20, what="claim known")
-    _pass_time(2)
+    pass_time(2)
     world.kube.patch(place(claim), {"metadata": {"finalizers": None}})
     world.kube.send("DELETE", place(claim))
     until(lambda: is_gone(world, claim), within=20, what="claim gone")
@@ -278,8 +278,3 @@ def _volume(tenant: Tenant, name: str, size: str) -> dict[str, Any]:
             "hostPath": {"path": f"/simulated/{name}"},
         },
     }
-
-
-def _pass_time(seconds: float) -> None:
-    """Let the world go on for a while: the faults are spread over time."""
-    threading.Event().wait(max(0.0, seconds))

@@ -36,6 +36,8 @@ from botplane.metering.store import Look, MeteringStore
 from botplane.store.pool import Role, open_pool
 
 BATCH_SIZE: Final = 500
+RELEASE_AT_ONCE: Final = 250
+"""So many pods are released in a turn, five seconds of writes: what ends meanwhile is settled."""
 RESYNC_SECONDS: Final = 120
 HEARTBEAT_SECONDS: Final = 60.0
 NODES_SECONDS: Final = 10.0
@@ -71,6 +73,7 @@ class Metering:
         self._clock = clock
         self._ticks = ticks
         self._due: dict[UUID, float] = {}
+        self._releasable: dict[UUID, Pod] = {}
         self._nodes: dict[str, Json | None] = {}
         self._refused: set[UUID] = set()
         self._unbillable: set[UUID] = set()
@@ -123,9 +126,10 @@ class Metering:
             self._sweep(taken.heard.keys())
             self._swept = lists
         self._beat(taken.heard)
+        self._release(list(self._releasable.values())[:RELEASE_AT_ONCE])
 
     def _settle(self, taken: Taken, stop: threading.Event) -> bool:
-        """Settle and release what was taken; return whether nothing of it is left open."""
+        """Settle what was taken; return whether nothing of it is left open."""
         fates = [(pod, Fate.PRESENT) for pod in taken.present]
         fates += [(pod, Fate.GONE) for pod in taken.gone]
         unsettled = {pod.uid for pod, _ in fates}
@@ -163,17 +167,17 @@ class Metering:
         self._feed.forget_gone(
             pod.uid for pod, sight in seen if sight.fate is Fate.GONE and pod.uid not in refused
         )
-        self._release(
-            [
-                pod
-                for pod, sight in seen
-                if may_release(pod, sight) and (pod.uid not in refused or pod.force_settle)
-            ]
-        )
+        for pod, sight in seen:
+            self._releasable.pop(pod.uid, None)
+            if may_release(pod, sight) and (pod.uid not in refused or pod.force_settle):
+                self._releasable[pod.uid] = pod
         self._recheck(pod for pod, sight in seen if not may_release(pod, sight))
 
     def _release(self, pods: Sequence[Pod]) -> None:
+        """Let pods go whose rows are committed."""
         results = self._cluster.release(pods)
+        for pod in pods:
+            self._releasable.pop(pod.uid, None)
         done = [pod for pod in pods if results[pod.uid] is Release.DONE]
         self._feed.expect_gone(pod.uid for pod in done)
         self._refused -= {pod.uid for pod in done}
@@ -297,6 +301,8 @@ class Metering:
         self._feed.put_back(ready)
 
     def _idle_seconds(self) -> float:
+        if self._releasable:
+            return 0.0
         first = min(self._due.values(), default=float("inf"))
         return min(IDLE_SECONDS, max(0.0, first - self._ticks()))
 

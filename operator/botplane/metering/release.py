@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -21,6 +23,8 @@ from botplane.metering.evidence import Json, Pod
 
 TIMEOUT_SECONDS: Final = 10
 PAGE_SIZE: Final = 500
+WRITES_PER_SECOND: Final = 50.0
+"""What a thousand pods that end at once may ask of the API server; it has others to serve."""
 NODE_LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 log = structlog.get_logger()
@@ -35,11 +39,19 @@ class Release(StrEnum):
 
 
 class Cluster:
-    """Single-object calls to the API server, some at once."""
+    """Single-object calls to the API server, some at once; writes keep their distance in time."""
 
-    def __init__(self, api: Api, at_once: int = CONCURRENT_CALLS) -> None:
+    def __init__(
+        self,
+        api: Api,
+        at_once: int = CONCURRENT_CALLS,
+        writes_per_second: float = WRITES_PER_SECOND,
+    ) -> None:
         self._api = api
         self._calls = ThreadPoolExecutor(at_once, thread_name_prefix="release")
+        self._distance = 1 / writes_per_second
+        self._turn = threading.Lock()
+        self._next_write = 0.0
 
     def release(self, pods: Sequence[Pod]) -> dict[UUID, Release]:
         """Remove our finalizer from pods; a pod that is gone already counts as done.
@@ -102,7 +114,15 @@ class Cluster:
         """Give up calls that have not begun."""
         self._calls.shutdown(wait=False, cancel_futures=True)
 
+    def _await_turn(self) -> None:
+        with self._turn:
+            now = time.monotonic()
+            at = max(now, self._next_write)
+            self._next_write = at + self._distance
+        time.sleep(at - now)
+
     def _release(self, pod: Pod) -> Release:
+        self._await_turn()
         path = f"/metadata/finalizers/{pod.finalizer}"
         patch = [
             {"op": "test", "path": "/metadata/uid", "value": str(pod.uid)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ class Request:
     namespace: str
     name: str
     code: int
+    at: datetime
+    """When it was answered."""
 
     @property
     def is_write(self) -> bool:
@@ -63,4 +66,5 @@ def _request(event: dict[str, Any]) -> Request:
         namespace=target.get("namespace", ""),
         name=target.get("name", ""),
         code=event.get("responseStatus", {}).get("code", 0),
+        at=datetime.fromisoformat(event["stageTimestamp"]),
     )
