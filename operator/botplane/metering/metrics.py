@@ -22,6 +22,10 @@ INTERVALS_SETTLED = Counter(
     "Closed intervals that were written, by how well their end is known.",
     ["quality"],
 )
+LAST_INEXACT = Gauge(
+    "botplane_metering_last_inexact_timestamp_seconds",
+    "When a run was last closed whose end nobody told, in seconds since the epoch; 0 for never.",
+)
 PODS_RELEASED = Counter(
     "botplane_metering_pods_released_total",
     "Pods whose metering finalizer was removed.",

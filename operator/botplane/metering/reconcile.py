@@ -160,8 +160,7 @@ class Metering:
             with metrics.SETTLE_SECONDS.time():
                 outcome = self._store.settle(looks, self._clock())
             refused = outcome.refused
-            for quality in Quality:
-                metrics.INTERVALS_SETTLED.labels(quality).inc(outcome.closed.get(quality, 0))
+            self._note_closed(outcome.closed)
         self._note_refused(seen, refused)
         self._note_unbillable(seen)
         self._feed.forget_gone(
@@ -216,7 +215,7 @@ class Metering:
             self.moved_at = time.monotonic()
             gone = [(tenants[uid], uid) for uid in self._cluster.vanished(batch)]
             closed = self._store.close_vanished(gone, self._clock()) if gone else 0
-            metrics.INTERVALS_SETTLED.labels(Quality.BOUNDED).inc(closed)
+            self._note_closed({Quality.BOUNDED: closed})
             if closed:
                 log.warning("Closed runs of vanished pods", pods=len(gone), intervals=closed)
 
@@ -260,6 +259,12 @@ class Metering:
         alive = self._cluster.nodes_seen_at()
         if alive is not None:
             self._alive, self._looked_at = alive, self._ticks()
+
+    def _note_closed(self, closed: Mapping[Quality, int]) -> None:
+        for quality, count in closed.items():
+            metrics.INTERVALS_SETTLED.labels(quality).inc(count)
+        if any(count for quality, count in closed.items() if quality is not Quality.EXACT):
+            metrics.LAST_INEXACT.set(self._clock().timestamp())
 
     def _note_refused(self, seen: Sequence[tuple[Pod, Sight]], refused: frozenset[UUID]) -> None:
         for pod, _ in seen:

@@ -45,6 +45,7 @@ class Module:
     programs: dict[str, str]
     expected_seconds: int
     ldflags: str = "-s -w"
+    tags: str = ""
     code: Path | None = None
 
     @property
@@ -103,6 +104,17 @@ NODE_MODULES = (
 )
 
 
+# What evaluates alerts as Prometheus does; without the clouds that it could discover targets in.
+ALERT_MODULES = (
+    Module(
+        name="prometheus",
+        programs={"promtool": "github.com/prometheus/prometheus/cmd/promtool"},
+        expected_seconds=90,
+        tags="remove_all_sd",
+    ),
+)
+
+
 def build(modules: Iterable[Module] = MODULES) -> dict[str, Path]:
     """Return every program by name; build or unpack first what the cache lacks.
 
@@ -127,7 +139,7 @@ def module_folder(module: Module, go_version: str) -> Path:
     parts = [
         *(file.read_bytes() for file in sorted(module.folder.glob("go.*"))),
         *(file.read_bytes() for file in sorted(module.folder.glob("*.go"))),
-        module.ldflags.encode(),
+        f"{module.ldflags}{module.tags}".encode(),
         repr(sorted(module.programs.items())).encode(),
         f"{go_version} {platform.system()} {platform.machine()}".encode(),
     ]
@@ -163,6 +175,7 @@ def _build(module: Module, chosen: toolchain.Toolchain, folder: Path) -> None:
     kept = {key: value for key, value in os.environ.items() if key not in {"GOROOT", "GOFLAGS"}}
     environment = {**kept, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
     command = [str(go), "build", "-trimpath", "-buildvcs=false", "-ldflags", module.ldflags]
+    command += ["-tags", module.tags] if module.tags else []
     with draft_of(folder) as draft:
         # A lone package may not be called like its program, so only then is the file named.
         only = next(iter(module.programs)) if len(module.programs) == 1 else ""
