@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,9 @@ ROOMY_BYTES = 8 << 30
 PLANS = tuple(yaml.safe_load_all((ROOT / "manifests/examples/10-plans.yaml").read_text()))
 
 
-@pytest.fixture(scope="session")
-def session_state() -> Iterator[Path]:
-    """A state folder that is ended and removed with the session.
+@contextmanager
+def state_folder() -> Iterator[Path]:
+    """Yield a state folder; what was started in it ends with it.
 
     It lies in memory where there is room: a database for each test is four times faster there.
     """
@@ -41,6 +42,13 @@ def session_state() -> Iterator[Path]:
     guard = watchdog.watch_over(state)
     yield state
     guard.communicate()
+
+
+@pytest.fixture(scope="session")
+def session_state() -> Iterator[Path]:
+    """A state folder that is ended and removed with the session."""
+    with state_folder() as state:
+        yield state
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 -- commit_durably --
--- A finalizer is removed only after the commit is on disk, whatever the database's default says.
+-- A finalizer is removed only after the commit is on disk, and on that of a synchronous standby,
+-- whatever the database's default says.
 SELECT set_config('synchronous_commit', 'on', true)
-WHERE current_setting('synchronous_commit') IN ('off', 'local');
+WHERE current_setting('synchronous_commit') <> 'remote_apply';
 
 -- add_bots --
 -- Bots are known by the pods they run; a known bot is left as it is.

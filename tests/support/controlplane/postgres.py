@@ -40,6 +40,7 @@ SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+STANDBY = "standby"
 CARELESS = {"fsync": "off", "full_page_writes": "off"}
 CAREFUL = {"shared_buffers": "2GB", "max_wal_size": "8GB"}
 """As a server is set up that has usage of many tenants to take."""
@@ -103,6 +104,28 @@ class Postgres:
         _forget_dead_postmaster(state)
         processes.restart(state, NAME)
         _wait_until_it_answers(self.url, state)
+
+    def standby(self, state: Path) -> Postgres:
+        """Start a server that follows this one, from a state folder of its own.
+
+        It is `STANDBY` where `synchronous_standby_names` asks for names.
+        """
+        data, primary = _data_folder(state), urlsplit(self.url)
+        programs = _programs(data)
+        port = kept_ports(state / PORT, NAME)[NAME]
+        source = f"host=127.0.0.1 port={primary.port} user=postgres application_name={STANDBY}"
+        _make_folder(data)
+        options = ("-d", source, "-D", str(data), "--write-recovery-conf", "--checkpoint=fast")
+        _run(programs / "pg_basebackup", state, *options)
+        processes.start(_server(programs, data, port, CARELESS), state)
+        follower = Postgres(url=self.url.replace(f":{primary.port}/", f":{port}/"), state=state)
+        _wait_until_it_answers(follower.url, state)
+        return follower
+
+    def promote(self) -> None:
+        """Let a standby become a server of its own, and return when it takes writes."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("SELECT pg_promote(wait => true)")
 
     def stop(self) -> None:
         """End the server if it is ours, and remove its data."""
@@ -174,16 +197,26 @@ def _server(programs: Path, data: Path, port: int, more: dict[str, str]) -> Prog
 
 
 def _initialize(programs: Path, data: Path, state: Path) -> None:
+    _make_folder(data)
+    options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8")
+    _run(
+        *(programs / "initdb", state, "-D", str(data), *options),
+        *("--no-sync", "--no-instructions"),
+    )
+
+
+def _make_folder(data: Path) -> None:
     user = _server_user()
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     if user:
         os.chown(data, user.pw_uid, user.pw_gid)
-    command = [
-        *(str(programs / "initdb"), "-D", str(data), "--username=postgres", "--auth=trust"),
-        *("--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions"),
-    ]
+
+
+def _run(program: Path, state: Path, *arguments: str) -> None:
+    """Run a program of the server's as its user, to its end."""
+    user = _server_user()
     subprocess.run(
-        command,
+        [str(program), *arguments],
         check=True,
         capture_output=True,
         cwd="/",
