@@ -78,8 +78,13 @@ test-alone: setup
 	@env -u BOTPLANE_RIGHTS_TO $(BIN)/python -m pytest -v --durations=10 tests/harness
 
 .PHONY: test-faults
-test-faults: setup ## Every crash point, and faults of watches, writes and neighbours
+test-faults: setup ## Every crash point, faults of watches, writes and neighbours, and bugs of our own
 	@BOTPLANE_FAULTS=all $(BIN)/python -m pytest -v --durations=10 tests/faults
+	@$(MAKE) --no-print-directory test-seeded
+
+.PHONY: test-seeded
+test-seeded: setup ## Put our own bugs in, one by one, and print which test caught each
+	@$(BIN)/python -m tests.faults.seed
 
 .PHONY: test-node
 test-node: setup ## What only real pods can prove, on a real kubelet with enforced policies; needs root

@@ -54,6 +54,7 @@ CAUGHT_BY = {
     "released-without-an-end": SEEDS,
 }
 LONGEST = 160
+ROW = "{:40} {:6} {:>4}  {}"
 SETTINGS = {
     "finalizer-removed-before-the-namespace": {"BOTPLANE_SCENARIO": "delete"},
     # Its test takes longer than a sample may.
@@ -70,17 +71,18 @@ seeded.apply()
 
 
 def main(names: list[str]) -> int:
-    """Try the named bugs, or all; return 1 unless each was caught."""
+    """Try the named bugs, or all, and print a table; return 1 unless each was caught."""
+    tried = names or sorted(BUGS)
     missed = []
-    for name in names or sorted(BUGS):
+    print(ROW.format("bug", "caught", "s", "test"))
+    for name in tried:
         began = time.monotonic()
         why = failure(name)
-        took = time.monotonic() - began
-        verdict = "caught by" if why else "NOT caught by"
-        print(f"{name:42} {verdict} {CAUGHT_BY[name]} ({took:.0f} s)", flush=True)
+        verdict = "yes" if why else "NO"
+        print(ROW.format(name, verdict, f"{time.monotonic() - began:.0f}", CAUGHT_BY[name]))
         print(f"    {why}\n" * bool(why), end="", flush=True)
         missed += [] if why else [name]
-    print(f"{len(names or BUGS) - len(missed)} of {len(names or BUGS)} seeded bugs were caught")
+    print(f"{len(tried) - len(missed)} of {len(tried)} seeded bugs were caught")
     return 1 if missed else 0
 
 
