@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from tests.support.installation import CommandFailedError
 from tests.support.world import (
     World,
     a_bot,
@@ -114,12 +117,64 @@ def test_a_deleted_tenants_namespace_is_kept_and_its_name_is_not_free(world: Wor
     world.create(a_tenant(tenant))
     world.wait_for(tenant_key(tenant), "Ready", "NamespaceConflict")
 
-    note = {"metadata": {"annotations": {"botplane.io/retain-until": "2020-01-01T00:00:00Z"}}}
-    world.patch("Namespace", "", namespace, note)
+    _note(world, namespace, "legal-hold", "case 47/2026")
+    _note(world, namespace, "retain-until", "2020-01-01T00:00:00Z")
+    # Of two whose retention is over, the one without a hold goes.
+    other = _retained(world)
+    _note(world, other, "retain-until", "2020-01-01T00:00:00Z")
+    world.eventually(lambda: world.read("Namespace", "", other) is None, "the other is purged", 30)
+    assert world.read("Secret", namespace, "wallet") is not None
+
+    _note(world, namespace, "legal-hold", None)
 
     # The new tenant of the same name gets a namespace of its own once the old one is purged.
     world.wait_for(tenant_key(tenant), "Ready", "True", within=60)
     assert world.read("Secret", namespace, "wallet") is None
+
+
+def test_a_tenant_on_legal_hold_is_not_deleted_by_anybody(world: World) -> None:
+    deletion = {"protection": "Disabled", "retentionDays": 0, "legalHold": "case 47/2026"}
+    tenant = world.tenant(deletion=deletion)
+
+    with pytest.raises(CommandFailedError, match=r"on legal hold \(case 47/2026\)"):
+        world.installed.kubectl("delete", "tenant", tenant, "--wait=false")
+
+    _hold(world, tenant, None)
+    world.delete(*tenant_key(tenant))
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+
+
+def test_a_hold_that_is_set_while_a_tenant_goes_keeps_its_namespace(world: World) -> None:
+    tenant = world.tenant(deletion={"protection": "Disabled", "retentionDays": 0})
+    world.installed.kill9("operator")
+    world.delete(*tenant_key(tenant))
+    _hold(world, tenant, "case 47/2026")
+    world.installed.start("operator")
+    # The operator looks at all tenants when it starts, and at one that comes later after them.
+    later = a_name()
+    world.create(a_tenant(later))
+    world.wait_for(tenant_key(later), "Ready", "True", within=60)
+
+    assert world.read("Namespace", "", f"tenant-{tenant}") is not None
+    _hold(world, tenant, None)
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+
+
+def _hold(world: World, tenant: str, why: str | None) -> None:
+    world.patch(*tenant_key(tenant), {"spec": {"deletion": {"legalHold": why}}})
+
+
+def _retained(world: World) -> str:
+    """Return the namespace of a tenant that was deleted."""
+    tenant = world.tenant(deletion={"protection": "Disabled", "retentionDays": 30})
+    world.delete(*tenant_key(tenant))
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+    return f"tenant-{tenant}"
+
+
+def _note(world: World, namespace: str, key: str, text: str | None) -> None:
+    note = {"metadata": {"annotations": {f"botplane.io/{key}": text}}}
+    world.patch("Namespace", "", namespace, note)
 
 
 def _annotate(world: World, tenant: str, text: str | None) -> None:

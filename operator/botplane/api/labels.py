@@ -42,6 +42,9 @@ SUSPEND: Final = f"{GROUP}/suspend"
 RETAIN_UNTIL: Final = f"{GROUP}/retain-until"
 """Annotation on the namespace of a deleted Tenant: when it may be purged, RFC 3339."""
 
+LEGAL_HOLD: Final = f"{GROUP}/legal-hold"
+"""Annotation on the namespace of a deleted Tenant: why it is not purged, whatever its retention."""
+
 BOT_CONTAINER: Final = "bot"
 """Name of the container whose running time is the meter `bot_seconds`."""
 

@@ -131,6 +131,9 @@ class Deletion(APIModel):
     """Enabled: a deleted Tenant leaves namespace and bots alone. Default Enabled."""
     retention_days: Annotated[int, Field(ge=0, le=3650)] = 30
     """Days for which the stopped tenant's namespace and data are kept. Default 30."""
+    legal_hold: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Why the tenant must be kept as it is, such as the number of a court case: meanwhile it is not
+    deleted, and nothing of it is purged. Absent: no hold."""
 
 
 class TenantSpec(APIModel):

@@ -17,13 +17,18 @@ log = structlog.get_logger()
 def is_due(namespace: Manifest, tenants: frozenset[str], now: datetime) -> bool:
     """Return whether a namespace is kept for a tenant that is gone, and no longer than now.
 
+    A legal hold keeps it beyond that, whatever it says.
+
     Args:
         namespace: As listed.
         tenants: Uids of all tenants that exist.
         now: Time of the decision.
     """
     meta = namespace["metadata"]
-    until = meta.get("annotations", {}).get(lb.RETAIN_UNTIL, "")
+    annotations = meta.get("annotations", {})
+    until = annotations.get(lb.RETAIN_UNTIL, "")
+    if lb.LEGAL_HOLD in annotations:
+        return False
     if meta.get("labels", {}).get(lb.TENANT_UID) in tenants or "deletionTimestamp" in meta:
         return False
     try:

@@ -234,6 +234,9 @@ class TenantReconciler:
         name, uid = body["metadata"]["name"], body["metadata"]["uid"]
         if lb.TENANT_FINALIZER not in body["metadata"].get("finalizers", ()):
             return Done()
+        if spec.deletion.legal_hold is not None:
+            # Admission lets nobody delete a tenant on hold: it was set while the tenant went.
+            return Done(after_seconds=LOOK_AGAIN_SECONDS)
         space = Ref("Namespace", "", lb.tenant_namespace(name))
         known = self._cluster.children.get(space)
         ours = known is not None and known.tenant_uid == uid
