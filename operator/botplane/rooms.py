@@ -51,6 +51,8 @@ ISOLATION = (
 
 BREATH = 20
 """Tenants that are counted before others get their turn of the event loop."""
+SEVERAL = -1
+"""Bots have seen a tenant in more than one way; no hash is that."""
 PRIVATE_FIELDS = frozenset({"runtimeConfig"})
 """What a bot may change often and no other bot can notice; the rest may claim quota."""
 
@@ -69,6 +71,7 @@ class Neighbours:
         self._objects = objects
         self._children = children
         self._bot_repository = bot_repository
+        self._shown: dict[str, int] = {}
 
     def tenant_key(self, namespace: str) -> Key | None:
         """Return the tenant of a namespace, by its name."""
@@ -127,7 +130,31 @@ class Neighbours:
 
     def tenant_of(self, namespace: str) -> TenantView | None:
         """Return what a bot needs to know of the tenant of its namespace."""
-        return self._tenant_of(namespace)
+        view = self._tenant_of(namespace)
+        glance = self._glance(namespace, view)
+        if self._shown.setdefault(namespace, glance) != glance:
+            self._shown[namespace] = SEVERAL
+        return view
+
+    def has_misled(self, tenant: Key) -> bool:
+        """Return whether bots, since this was asked last, saw a tenant other than it is now.
+
+        What a tenant's passes found before and after may be the same, and a bot has looked between.
+        """
+        namespace = lb.tenant_namespace(tenant[2])
+        shown = self._shown.pop(namespace, None)
+        if shown is None:
+            return False
+        return shown != self._glance(namespace, self._tenant_of(namespace))
+
+    def _glance(self, namespace: str, view: TenantView | None) -> int:
+        """Return, hashed, what of a view can come and go without a pass of the tenant."""
+        key = self.tenant_key(namespace)
+        body = None if key is None else self._objects.get(key)
+        if body is None or view is None:
+            return hash(None)
+        generation = body["metadata"]["generation"]
+        return hash((generation, view.isolated, view.suspended, view.rights is None))
 
     def _plan_of(self, tenant: Key) -> str:
         body = self._objects.get(tenant) or {}

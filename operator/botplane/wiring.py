@@ -252,7 +252,8 @@ class Operator:
                     self._views[key] = after
                 else:
                     self._views.pop(key, None)
-                if after != before:
+                misled = key[0] == "Tenant" and self._neighbours.has_misled(key)
+                if after != before or misled:
                     self._wake_neighbours(key)
 
         return told

@@ -142,6 +142,31 @@ def test_a_delete_never_meets_another_object(world: World, proxied: ProxiedOpera
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
 
 
+def test_a_bot_that_looked_while_its_tenant_was_open_is_looked_at_again(
+    world: World, proxied: ProxiedOperator
+) -> None:
+    tenant = world.tenant()
+    namespace, policy = f"tenant-{tenant}", ("networkpolicies", "default-deny")
+    world.bot(tenant, ports=[{"name": "http", "containerPort": 8080}])
+    slow = Rule(
+        lambda call: (
+            call.is_write and (call.resource, call.name) == policy and call.concerns(tenant)
+        ),
+        calls.Delay(3),
+    )
+    proxied.proxy.add(slow)
+
+    world.delete("NetworkPolicy", namespace, "default-deny")
+    until(slow.reached.is_set, within=20, what="the policy is being restored")
+    world.delete("Service", namespace, "bot")
+    world.wait_for(bot_key(tenant), "Ready", "TenantNotReady", within=20)
+
+    world.eventually(
+        lambda: world.read("Service", namespace, "bot") is not None, "the service is back", 20
+    )
+    world.wait_for(bot_key(tenant), "Ready", "Running", within=20)
+
+
 def _calm_tenant(world: World) -> str:
     tenant = world.tenant()
     for number in range(CALM_BOTS):
