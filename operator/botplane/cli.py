@@ -165,18 +165,23 @@ def isolation_check(
     tenant: Annotated[
         str | None, typer.Option(help="Tenant to attack from. Default: the first.")
     ] = None,
+    probe_image: Annotated[
+        str | None,
+        typer.Option(help="Image with python3: try with pods of it if policies are enforced."),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Attack your own cluster from a tenant's namespace, by dry runs; exit 1 if anything works.
 
     Needs a cluster-admin. Nothing is changed, but for a Role and two RoleBindings of users that
-    nobody can sign in as, in the tenant's namespace, removed again at the end.
+    nobody can sign in as, in the tenant's namespace, removed again at the end. With --probe-image
+    also a pod there, and two in a namespace of their own.
     """
     from botplane.isolation import documents, probe
     from botplane.isolation.calls import open_api
 
     with told():
-        outcomes = probe.check(open_api(), tenant)
+        outcomes = probe.check(open_api(), tenant, probe_image)
     render = documents.render_json if output is Output.JSON else documents.render_table
     typer.echo(render(outcomes))
     if not all(outcome.is_good for outcome in outcomes):

@@ -138,8 +138,8 @@ UNPROVED: tuple[tuple[str, str, str, Verdict, str], ...] = (
         Verdict.NEEDS_NODE, "the API side, the security context, is ISO-030 and ISO-036",
     ),
     (
-        "ISO-076", "X", "a cluster whose network does not enforce policies",
-        Verdict.NOT_OFFERED, "there is no probe of the network yet",
+        "ISO-076", "X", "a network that does not enforce policies",
+        Verdict.NEEDS_NODE, "isolation-check --probe-image tries it with pods",
     ),
     (
         "ISO-077", "P", "traffic while a namespace is being deleted",
@@ -174,8 +174,8 @@ UNPROVED: tuple[tuple[str, str, str, Verdict, str], ...] = (
         Verdict.NOT_OFFERED, "the blocker is not named in the status yet",
     ),
     (
-        "ISO-104", "X", "retention, legal hold, erasure",
-        Verdict.NOT_OFFERED, "retention: tests/cluster/test_lifecycle.py; legal holds do not exist",
+        "ISO-104", "X", "a purge or an erasure before its time, or under a legal hold",
+        Verdict.ELSEWHERE, "tests/cluster/test_lifecycle.py, tests/postgres/test_records.py",
     ),
     (
         "ISO-105", "X", "Postgres down while tenants change",

@@ -32,6 +32,7 @@ from botplane.isolation.attacks import (
 )
 from botplane.isolation.calls import CONCURRENT_CALLS, Answer, Api, Resource
 from botplane.isolation.documents import all_attacks
+from botplane.isolation.network import ROW, probe_network
 
 RBAC: Final = "/apis/rbac.authorization.k8s.io/v1"
 BOTPLANE: Final = "/apis/botplane.io/v1alpha1"
@@ -39,12 +40,13 @@ GRANT_SECONDS: Final = 10.0
 NEEDS_BOT: Final = "the tenant has no bot, and a pod needs the account of one"
 
 
-def check(api: Api, tenant: str | None) -> list[Outcome]:
+def check(api: Api, tenant: str | None, probe_image: str | None = None) -> list[Outcome]:
     """Run the list from a tenant's namespace and return what became of each row.
 
     Args:
         api: The cluster, as somebody who may impersonate and has the verb bypass.
         tenant: Name of the tenant; None takes the first.
+        probe_image: An image with `python3`, to try the network with pods of it; None does not.
 
     Raises:
         Rejected: There is no such tenant, or a call that the check needs is refused.
@@ -52,7 +54,11 @@ def check(api: Api, tenant: str | None) -> list[Outcome]:
     """
     scene = scene_of(api, tenant)
     with granted(api, scene) as acting:
-        return run(acting, scene, all_attacks(scene))
+        outcomes = run(acting, scene, all_attacks(scene))
+    if probe_image is None:
+        return outcomes
+    probed = probe_network(api, scene, probe_image)
+    return [probed if outcome.attack.id == ROW.id else outcome for outcome in outcomes]
 
 
 def scene_of(api: Api, tenant: str | None) -> Scene:
