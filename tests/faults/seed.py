@@ -52,6 +52,15 @@ CAUGHT_BY = {
     "a-row-for-each-look": SEEDS,
     "complete-before-it-is-settled": SEEDS,
     "released-without-an-end": SEEDS,
+    "standby-not-waited-for": f"{FAULTS}metering_failover.py::test_no_pod_goes_before_a_"
+    "synchronous_standby_has_its_usage",
+    "all-let-go-at-once": f"{FAULTS}metering_many.py::test_a_burst_of_ends_leaves_no_pod_behind_"
+    "and_spares_the_api_server",
+    "estimated-in-silence": f"{FAULTS}metering_alert.py",
+    "hold-not-heard": f"{CLUSTER}lifecycle.py::test_a_deleted_tenants_namespace_is_kept_and_its_"
+    "name_is_not_free",
+    "hold-comes-too-late": f"{CLUSTER}lifecycle.py::test_a_hold_that_is_set_while_a_tenant_goes_"
+    "keeps_its_namespace",
 }
 LONGEST = 160
 ROW = "{:40} {:6} {:>4}  {}"

@@ -312,6 +312,47 @@ def released_without_an_end() -> None:
     put(reconcile, "may_release", wrong)
 
 
+@bug
+def standby_not_waited_for() -> None:
+    from botplane.metering import store
+
+    put(store, "QUERIES", {**store.QUERIES, "commit_durably": "SELECT 1"})
+
+
+@bug
+def all_let_go_at_once() -> None:
+    from botplane.metering.release import Cluster
+
+    put(Cluster, "_await_turn", lambda _self: None)
+
+
+@bug
+def estimated_in_silence() -> None:
+    from botplane.metering import metrics
+
+    put(metrics.LAST_INEXACT, "set", lambda _moment: None)
+
+
+@bug
+def hold_not_heard() -> None:
+    from botplane.api import labels
+
+    put(labels, "LEGAL_HOLD", "botplane.io/another")
+
+
+@bug
+def hold_comes_too_late() -> None:
+    from botplane.tenants.reconcile import TenantReconciler
+
+    right = TenantReconciler._dissolve
+
+    async def wrong(self: Any, body: Any) -> Any:
+        deletion = {k: v for k, v in body["spec"]["deletion"].items() if k != "legalHold"}
+        return await right(self, {**body, "spec": {**body["spec"], "deletion": deletion}})
+
+    put(TenantReconciler, "_dissolve", wrong)
+
+
 def apply() -> None:
     """Put the bug in that the environment names, if any."""
     if name := os.environ.get("BOTPLANE_SEEDED_BUG"):
