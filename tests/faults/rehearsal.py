@@ -25,6 +25,7 @@ VOLUMES = 40
 """Twelve tenants claim two each while those of the twelve before are still being deleted."""
 WHOLE = os.environ.get("BOTPLANE_FAULTS") == "all"
 """Every point and every case; otherwise one of each family."""
+PLAYS = 3
 SAMPLED = ("create", "suspend", "quota-up-and-down", "delete", "re-create", "drift")
 """The scenarios of a sample: those that write most, and none that waits for a look every 10 s."""
 MakeRule = Callable[[str, Sequence[Call]], Rule | None]
@@ -93,16 +94,15 @@ class Stage:
     def references(self) -> dict[str, Reference]:
         """Play every scenario undisturbed; keep the writes that it makes every time.
 
-        How often a status is written while pods start depends on who is faster: two plays tell
-        which writes are certain. A sample does without those, and without the second play.
+        How often a status is written while pods start depends on who is faster: three plays tell
+        which writes are certain. A sample does without those, and without the other plays.
         """
         if self._known:
             return self._known
-        first = self._played()
-        second = self._played() if WHOLE else {}
+        first, *others = [self._played() for _ in range(PLAYS if WHOLE else 1)]
         for name, found in first.items():
-            certain = second[name].writes if WHOLE else filter(_is_certain, found.writes)
-            kept = set(certain)
+            kept = set(found.writes) if WHOLE else set(filter(_is_certain, found.writes))
+            kept = kept.intersection(*(other[name].writes for other in others))
             self._known[name] = replace(found, writes=tuple(w for w in found.writes if w in kept))
         return self._known
 
