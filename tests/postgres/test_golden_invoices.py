@@ -6,6 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -62,22 +63,7 @@ def test_invoice_is_right_to_the_last_digit(
     for since, plan in phases:
         register_tenant(conn, an_account(**vars(account) | {"plan": plan}), at(since))
     record_runs(conn, account.tenant_id, [_run(run) for run in case.get("runs", [])])
-    record_usage(
-        conn,
-        account.tenant_id,
-        [
-            (at(moment), meter, Decimal(quantity))
-            for moment, meter, quantity in case.get("usage", [])
-        ],
-    )
-    record_won_and_lost(
-        conn,
-        account.tenant_id,
-        [
-            (at(moment), Decimal(pnl), Decimal(volume))
-            for moment, pnl, volume in case.get("trades", [])
-        ],
-    )
+    _use(conn, account.tenant_id, case)
     _adjust(conn, case, at(phases[0][0]))
     minimums = case.get("minimum_charges", {})
     limits = {k: ChargeLimits(minimum_minor=int(v)) for k, v in minimums.items()}
@@ -102,6 +88,26 @@ def test_invoice_is_right_to_the_last_digit(
             assert _ledger(conn, issued) == expected["ledger"]
         assert issued.billed.starts_at == at(expected.get("start", str(issued.billed.starts_at)))
         assert issued.billed.ends_at == at(expected.get("end", str(issued.billed.ends_at)))
+        _use(conn, account.tenant_id, expected.get("then", {}))
+
+
+def _use(conn: psycopg.Connection[Any], tenant_id: UUID, used: dict[str, Any]) -> None:
+    record_usage(
+        conn,
+        tenant_id,
+        [
+            (at(moment), meter, Decimal(quantity))
+            for moment, meter, quantity in used.get("usage", [])
+        ],
+    )
+    record_won_and_lost(
+        conn,
+        tenant_id,
+        [
+            (at(moment), Decimal(pnl), Decimal(volume))
+            for moment, pnl, volume in used.get("trades", [])
+        ],
+    )
 
 
 def _adjust(conn: psycopg.Connection[Any], case: dict[str, Any], since: datetime) -> None:
