@@ -299,6 +299,25 @@ def test_credit_note_takes_tax_back_in_proportion_and_pays_coming_invoices(
     assert _balance(conn, "customer_credit") == -10000 + 1071 - 500
 
 
+def test_notes_over_a_whole_invoice_leave_nothing_of_its_tax(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    order = Order(tenant="acme", actor="ana", now=at("2026-10-01"))
+    set_tax(conn, order, TaxTerms(name="VAT", rate="0.50"))
+    calls(conn, acme, at("2026-11-20"), 101_000)
+    complete_until(conn, DEC)
+    taxed = invoice(conn, "acme", "2026-11", DEC)
+    assert (taxed.total_minor, taxed.tax_minor) == (3, 1)
+
+    for n in range(3):
+        terms = a_note(invoice_number=str(taxed.number), reference=f"T-{n}", amount="0.01")
+        issue_credit_note(conn, terms, "ana", DEC)
+
+    taxes = conn.execute("SELECT tax_minor FROM credit_note ORDER BY number").fetchall()
+    assert taxes == [(0,), (1,), (0,)]
+    assert _balance(conn, "tax_payable") == 0
+
+
 @pytest.mark.usefixtures("acme")
 @pytest.mark.parametrize(
     ("terms", "reason"),

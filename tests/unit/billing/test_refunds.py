@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from botplane.billing.adjustments.notes import refund_note
+from botplane.billing.adjustments.notes import TaxShare, refund_note
 from botplane.billing.refunds.policy import Refundable, amount_to_refund
 from botplane.errors import Rejected
 
@@ -52,9 +52,42 @@ def test_never_more_than_was_paid_nor_than_was_invoiced(invoice: Refundable, lef
         amount_to_refund(invoice, left + 1, "stripe")
 
 
+def taxed(total: int, tax: int, credited: int = 0, credited_tax: int = 0) -> TaxShare:
+    return TaxShare(
+        total_minor=total,
+        tax_minor=tax,
+        credited_minor=credited,
+        credited_tax_minor=credited_tax,
+    )
+
+
 @pytest.mark.parametrize(("total", "tax", "amount", "part"), [(11900, 1900, 50, 8), (100, 0, 7, 0)])
 def test_note_of_a_refund_sums_to_zero(total: int, tax: int, amount: int, part: int) -> None:
-    note = refund_note(total, tax, amount)
+    note = refund_note(taxed(total, tax), amount)
 
     assert note.entries == {"discount_given": amount - part, "tax_payable": part, "cash": -amount}
     assert sum(note.entries.values()) == 0
+
+
+@pytest.mark.parametrize(
+    ("total", "tax", "amounts", "taxes"),
+    [
+        (3, 2, (1, 1, 1), (1, 0, 1)),
+        (3, 1, (1, 1, 1), (0, 1, 0)),
+        (119, 19, (50, 50, 19), (8, 8, 3)),
+        (10, 5, (1,) * 10, (0, 1, 1, 0, 0, 1, 1, 0, 0, 1)),
+        (7, 7, (3, 4), (3, 4)),
+    ],
+)
+def test_notes_over_a_whole_invoice_have_its_whole_tax_between_them(
+    total: int, tax: int, amounts: tuple[int, ...], taxes: tuple[int, ...]
+) -> None:
+    credited = credited_tax = 0
+    found = []
+    for amount in amounts:
+        note = refund_note(taxed(total, tax, credited, credited_tax), amount)
+        credited, credited_tax = credited + amount, credited_tax + note.tax_minor
+        found.append(note.tax_minor)
+
+    assert tuple(found) == taxes
+    assert credited_tax == tax

@@ -14,7 +14,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Creditable:
+class TaxShare:
+    """The tax of an invoice, and what its credit notes have taken back of it; in minor units."""
+
+    total_minor: int
+    tax_minor: int
+    credited_minor: int
+    """Sum of its credit notes, tax included."""
+    credited_tax_minor: int
+
+    def of_next(self, amount_minor: int) -> int:
+        """Return the tax in the next amount that is taken back, tax included.
+
+        It is the share of all that was taken back, less what earlier notes had: notes over the
+        whole invoice have its whole tax between them, however small they are.
+        """
+        back = Decimal(self.tax_minor * (self.credited_minor + amount_minor))
+        exact = EXACT.divide(back, Decimal(self.total_minor))
+        share = int(exact.to_integral_value(rounding=ROUND_HALF_EVEN))
+        return min(max(share - self.credited_tax_minor, 0), amount_minor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Creditable(TaxShare):
     """An issued invoice, and what was taken back of it; amounts in minor units."""
 
     tenant_id: UUID
@@ -22,10 +44,9 @@ class Creditable:
     invoice_id: UUID
     currency: str
     status: str
-    total_minor: int
-    tax_minor: int
     due_minor: int
     noted_minor: int
+    """What its credit notes have taken back, or what refunds under way will."""
     reduced_minor: int
     """That part of `noted_minor` that lowered what is due."""
     is_being_paid: bool
@@ -62,7 +83,7 @@ def credit_note(invoice: Creditable, amount_minor: int) -> Note:
             f"The invoice is {invoice.status}; at most {max(left, 0)} minor units of it can be "
             f"credited, not {amount_minor}.",
         )
-    tax = _part(invoice.tax_minor, amount_minor, invoice.total_minor)
+    tax = invoice.of_next(amount_minor)
     settled = invoice.status == "paid" or invoice.is_being_paid
     open_minor = 0 if settled else invoice.due_minor - invoice.reduced_minor
     owed = "bad_debt" if invoice.status == "uncollectible" else "receivable"
@@ -80,9 +101,9 @@ def credit_note(invoice: Creditable, amount_minor: int) -> Note:
     )
 
 
-def refund_note(total_minor: int, tax_minor: int, amount_minor: int) -> Note:
+def refund_note(invoice: TaxShare, amount_minor: int) -> Note:
     """Return the note over what was paid back of an invoice, tax included in its proportion."""
-    tax = _part(tax_minor, amount_minor, total_minor)
+    tax = invoice.of_next(amount_minor)
     return Note(
         amount_minor=amount_minor,
         tax_minor=tax,
@@ -90,9 +111,3 @@ def refund_note(total_minor: int, tax_minor: int, amount_minor: int) -> Note:
         closes=False,
         entries={"discount_given": amount_minor - tax, "tax_payable": tax, "cash": -amount_minor},
     )
-
-
-def _part(tax_minor: int, amount_minor: int, total_minor: int) -> int:
-    """Return the tax in an amount, half to even."""
-    exact = EXACT.divide(Decimal(tax_minor * amount_minor), Decimal(total_minor))
-    return int(exact.to_integral_value(rounding=ROUND_HALF_EVEN))

@@ -78,10 +78,8 @@ CROSS JOIN (VALUES ('customer_credit', 1), ('credit_given', -1)) AS a (account, 
 -- creditable_invoice --
 -- An issued invoice by number, and what is left of it to credit and to pay.
 SELECT i.tenant_id, t.name AS tenant, i.invoice_id, i.currency, i.status, i.total_minor,
-    i.tax_minor, i.due_minor,
-    (COALESCE((SELECT sum(n.amount_minor) FROM credit_note n
-        WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id), 0)
-    + COALESCE((SELECT sum(r.amount_minor) FROM refund r
+    i.tax_minor, i.due_minor, n.credited_minor, n.credited_tax_minor,
+    (n.credited_minor + COALESCE((SELECT sum(r.amount_minor) FROM refund r
         WHERE r.tenant_id = i.tenant_id AND r.invoice_id = i.invoice_id
             AND r.status IN ('created', 'processing', 'unknown')), 0))::bigint AS noted_minor,
     COALESCE((SELECT sum(n.amount_minor) FROM credit_note n
@@ -91,6 +89,9 @@ SELECT i.tenant_id, t.name AS tenant, i.invoice_id, i.currency, i.status, i.tota
         AND a.invoice_id = i.invoice_id
         AND a.status IN ('created', 'processing', 'requires_action', 'unknown')) AS is_being_paid
 FROM invoice i JOIN tenant t ON t.tenant_id = i.tenant_id
+CROSS JOIN LATERAL (SELECT COALESCE(sum(n.amount_minor), 0)::bigint AS credited_minor,
+        COALESCE(sum(n.tax_minor), 0)::bigint AS credited_tax_minor
+    FROM credit_note n WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id) AS n
 WHERE i.number = %(number)s
 FOR NO KEY UPDATE OF i
 

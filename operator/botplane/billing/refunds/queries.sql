@@ -43,6 +43,11 @@ ORDER BY r.created_at, r.reference
 SELECT i.currency, i.total_minor, i.tax_minor FROM invoice i
 WHERE i.tenant_id = %(tenant_id)s AND i.invoice_id = %(invoice_id)s FOR NO KEY UPDATE
 
+-- credited --
+-- Of an invoice that is locked: what its credit notes have taken back, and the tax in it.
+SELECT COALESCE(sum(n.amount_minor), 0)::bigint, COALESCE(sum(n.tax_minor), 0)::bigint
+FROM credit_note n WHERE n.tenant_id = %(tenant_id)s AND n.invoice_id = %(invoice_id)s
+
 -- record_result --
 -- Success and failure are final; an equal result changes no row.
 UPDATE refund SET status = %(status)s, decline_code = %(decline_code)s, changed_at = %(now)s,

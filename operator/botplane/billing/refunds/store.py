@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.rows import class_row, dict_row
 
 from botplane.billing.absent import no_such_invoice
-from botplane.billing.adjustments.notes import refund_note
+from botplane.billing.adjustments.notes import TaxShare, refund_note
 from botplane.billing.adjustments.store import Order, insert_note, post, record
 from botplane.billing.invoices import amount_text
 from botplane.billing.money import to_minor
@@ -124,7 +124,14 @@ def record_result(
         if refunded is None or changed is None or result.status is not AttemptStatus.SUCCEEDED:
             return
         (currency, total_minor, tax_minor), (amount, reason) = refunded, changed
-        note = refund_note(total_minor, tax_minor, amount)
+        [(credited, credited_tax)] = conn.execute(SQL["credited"], row).fetchall()
+        share = TaxShare(
+            total_minor=total_minor,
+            tax_minor=tax_minor,
+            credited_minor=credited,
+            credited_tax_minor=credited_tax,
+        )
+        note = refund_note(share, amount)
         reference = f"refund/{result.reference}"
         insert_note(conn, note, key | {"reference": reference, "reason": reason})
         post(conn, key | {"txn_key": reference, "currency": currency}, note.entries)
