@@ -171,6 +171,66 @@ def test_declined_payment_is_retried_given_up_and_resumed_with_a_new_card(
     assert (balance(conn, "bad_debt"), balance(conn, "cash")) == (0, 28438)
 
 
+@pytest.mark.usefixtures("acme")
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [],
+        [None, Fault.LOST_REQUEST],
+        [None, Fault.LOST_ANSWER],
+        [None, None, Fault.LOST_ANSWER],
+        [Fault.LOST_ANSWER, None, Fault.LOST_ANSWER, None, None, Fault.LOST_REQUEST],
+    ],
+)
+def test_new_card_replaces_a_payment_that_waits_for_its_payer(
+    conn: psycopg.Connection[Any], faults: list[Fault | None]
+) -> None:
+    processor = FakeProcessor(declines={"card_ok": "requires_action"})
+    collect(conn, processor, NOW)
+    set_payment_method(conn, replace(ORDER, now=NOW + DAY), "cus_1", "card_new")
+    processor.faults = faults
+
+    for hour in range(6):
+        collect(conn, processor, NOW + DAY + timedelta(hours=hour))
+
+    assert (attempts(conn), status(conn)) == ([("failed",), ("succeeded",)], "paid")
+    assert [charge.method_ref for charge in processor.captured.values()] == ["card_new"]
+    assert balance(conn, "cash") == 28438
+
+
+def test_payer_who_confirms_after_giving_a_new_card_pays_once(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    processor = FakeProcessor(declines={"card_ok": "requires_action"})
+    collect(conn, processor, NOW)
+    set_payment_method(conn, replace(ORDER, now=NOW + DAY), "cus_1", "card_new")
+    [invoice_id] = conn.execute("SELECT invoice_id FROM invoice").fetchall()[0]
+
+    processor.confirm(invoice_id)
+    collect(conn, processor, NOW + DAY)
+
+    assert (attempts(conn), status(conn)) == ([("succeeded",)], "paid")
+    assert [charge.method_ref for charge in processor.captured.values()] == ["card_ok"]
+    assert overdue_tenants(conn) == set()
+    assert acme
+
+
+def test_new_card_is_tried_when_a_waiting_payment_was_given_up(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    processor = FakeProcessor(declines={"card_ok": "requires_action"})
+    for day in (0, 15):
+        collect(conn, processor, NOW + day * DAY)
+    assert overdue_tenants(conn) == {acme}
+
+    set_payment_method(conn, replace(ORDER, now=NOW + 16 * DAY), "cus_1", "card_new")
+    collect(conn, processor, NOW + 16 * DAY)
+
+    assert (attempts(conn), status(conn)) == ([("failed",), ("succeeded",)], "paid")
+    assert overdue_tenants(conn) == set()
+    assert (balance(conn, "bad_debt"), balance(conn, "cash")) == (0, 28438)
+
+
 def test_without_a_processor_an_invoice_is_overdue_after_its_term_and_paid_by_transfer(
     conn: psycopg.Connection[Any], acme: UUID
 ) -> None:

@@ -145,6 +145,94 @@ def test_card_that_needs_its_holder_waits_and_pays_when_confirmed(
     assert state(conn) == PAID
 
 
+def give_card(conn: psycopg.Connection[Any], method_ref: str) -> None:
+    order = Order(tenant="acme", actor="ana", now=NOW + HOUR)
+    set_payment_method(conn, order, "cus_1", method_ref)
+
+
+REPLACED = ("paid", [("failed", "canceled"), ("succeeded", None)], 28438)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [],
+        ["ok", "lost"],
+        ["ok", "timeout"],
+        ["ok", "500", "timeout", "ok", "429"],
+        ["ok", "ok", "timeout"],
+        ["ok", "timeout", "ok", "timeout", "lost"],
+    ],
+)
+@pytest.mark.parametrize("searches_late", [False, True])
+def test_new_card_replaces_a_payment_that_waits_for_its_holder(
+    conn: psycopg.Connection[Any],
+    stripe: StripeStandIn,
+    processor: StripeProcessor,
+    faults: list[str],
+    *,
+    searches_late: bool,
+) -> None:
+    owe(conn, "284.38")
+    stripe.cards["pm_1"] = "requires_action"
+    collect(conn, processor, NOW)
+    give_card(conn, "pm_2")
+    stripe.faults, stripe.searches_late = faults, searches_late
+
+    for hour in range(1, 8):
+        collect(conn, processor, NOW + hour * HOUR)
+    stripe.authenticate("pi_1")
+    for body in stripe.events:
+        second = int((NOW + DAY).timestamp())
+        header = f"t={second},v1={signature(body, second, SECRETS[0])}"
+        receive_webhook(
+            conn, "stripe", Signed(body=body, header=header, secrets=SECRETS), NOW + DAY
+        )
+    collect(conn, processor, NOW + DAY)
+
+    assert state(conn) == REPLACED
+    assert stripe.captured == [28438]
+
+
+@pytest.mark.parametrize("is_found", [True, False])
+def test_holder_who_confirms_before_the_cancelling_has_paid(
+    conn: psycopg.Connection[Any],
+    stripe: StripeStandIn,
+    processor: StripeProcessor,
+    *,
+    is_found: bool,
+) -> None:
+    owe(conn, "284.38")
+    stripe.cards["pm_1"] = "requires_action"
+    collect(conn, processor, NOW)
+    give_card(conn, "pm_2")
+    if not is_found:
+        stripe.found_as["pi_1"] = dict(stripe.intents["pi_1"])
+    stripe.authenticate("pi_1")
+
+    for hour in range(1, 4):
+        collect(conn, processor, NOW + hour * HOUR)
+
+    assert state(conn) == PAID
+    assert stripe.captured == [28438]
+
+
+def test_new_card_is_not_tried_while_the_old_one_may_have_paid_unseen(
+    conn: psycopg.Connection[Any], stripe: StripeStandIn, processor: StripeProcessor
+) -> None:
+    owe(conn, "284.38")
+    stripe.hide_new, stripe.faults = True, ["timeout"]
+    collect(conn, processor, NOW)
+    give_card(conn, "pm_2")
+
+    assert collect(conn, processor, NOW + HOUR).unanswered == 1
+    stripe.hidden.clear()
+    collect(conn, processor, NOW + 2 * HOUR)
+
+    assert state(conn) == PAID
+    assert stripe.captured == [28438]
+
+
 def test_wrong_key_of_the_account_fails_no_attempt(
     conn: psycopg.Connection[Any], stripe: StripeStandIn, processor: StripeProcessor
 ) -> None:

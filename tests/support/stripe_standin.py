@@ -28,6 +28,7 @@ class StripeStandIn:
             (after it is done), a status such as `429`; `ok` is no fault.
         cards: Decline code by payment method; unknown ones pay.
         hidden: Payments that a search does not find yet.
+        searches_late: A search finds what is cancelled from now on as it was before.
         events: Every webhook body, in the order of its event.
     """
 
@@ -36,6 +37,8 @@ class StripeStandIn:
         self.cards: dict[str, str] = {}
         self.hidden: set[str] = set()
         self.hide_new = False
+        self.searches_late = False
+        self.found_as: dict[str, dict[str, Any]] = {}
         self.intents: dict[str, dict[str, Any]] = {}
         self.refunds: dict[str, dict[str, Any]] = {}
         self.refund_status = "succeeded"
@@ -50,7 +53,9 @@ class StripeStandIn:
         return [i["amount"] for i in self.intents.values() if i["status"] == "succeeded"]
 
     def authenticate(self, intent_id: str) -> None:
-        """Let the card holder confirm a payment."""
+        """Let the card holder confirm a payment, unless it is cancelled."""
+        if self.intents[intent_id]["status"] == "canceled":
+            return
         self.intents[intent_id]["status"] = "succeeded"
         self._announce(self.intents[intent_id])
 
@@ -65,6 +70,20 @@ class StripeStandIn:
             answer = self._refund(fields) if path == "/v1/refunds" else self._pay(fields)
             self.answers[key] = (fields, answer)
             return answer
+
+    def cancel(self, intent_id: str) -> Answer:
+        """Cancel a payment; one that is over is an error that shows it."""
+        intent = self.intents.get(intent_id)
+        if intent is None:
+            return 404, {"error": {"code": "resource_missing"}}
+        if intent["status"] in {"succeeded", "canceled", "processing"}:
+            error = {"code": "payment_intent_unexpected_state", "payment_intent": dict(intent)}
+            return 400, {"error": error}
+        before = dict(intent)
+        intent["status"] = "canceled"
+        if self.searches_late:
+            self.found_as[intent_id] = before
+        return 200, dict(intent)
 
     def _pay(self, fields: dict[str, str]) -> Answer:
         if fields["currency"] in {"kwd", "bhd"} and int(fields["amount"]) % 10:
@@ -119,7 +138,7 @@ class StripeStandIn:
         if match is None:
             return 400, {"error": {"code": "bad_query"}}
         found = [
-            dict(intent)
+            dict(self.found_as.get(intent["id"], intent))
             for intent in self.intents.values()
             if intent["metadata"]["invoice_id"] == match[1] and intent["id"] not in self.hidden
         ]
@@ -147,7 +166,11 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers["Content-Length"])
         fields = dict(parse_qsl(self.rfile.read(length).decode()))
         key = self.headers["Idempotency-Key"]
-        self._answer(lambda: self.standin.create(self.path, fields, key))
+        canceled = re.fullmatch(r"/v1/payment_intents/(\w+)/cancel", self.path)
+        if canceled is not None:
+            self._answer(lambda: self.standin.cancel(canceled[1]))
+        else:
+            self._answer(lambda: self.standin.create(self.path, fields, key))
 
     def do_GET(self) -> None:
         query = dict(parse_qsl(urlsplit(self.path).query))

@@ -78,6 +78,25 @@ def test_new_payment_method_is_tried_even_after_giving_up() -> None:
     assert step(stolen, again, day=25, method_day=19, given_up=True) is Step.WAIT
 
 
+@pytest.mark.parametrize(
+    ("status", "method_day", "given_up", "expected"),
+    [
+        (AttemptStatus.REQUIRES_ACTION, 2, False, Step.REPLACE),
+        (AttemptStatus.REQUIRES_ACTION, 19, True, Step.REPLACE),
+        (AttemptStatus.REQUIRES_ACTION, 1, True, Step.LOOK_UP),
+        (AttemptStatus.REQUIRES_ACTION, None, True, Step.LOOK_UP),
+        (AttemptStatus.PROCESSING, 2, False, Step.LOOK_UP),
+        (UNKNOWN, 2, False, Step.LOOK_UP),
+    ],
+)
+def test_new_payment_method_replaces_only_what_waits_for_its_payer(
+    status: AttemptStatus, method_day: float | None, *, given_up: bool, expected: Step
+) -> None:
+    waiting = an_attempt(1, status, None)
+
+    assert step(waiting, day=20, method_day=method_day, given_up=given_up) is expected
+
+
 BODY = b'{"id":"evt_1","object":"event"}'
 SIGNED_AT = datetime.fromtimestamp(1795000000, tz=UTC)
 KNOWN = "t=1795000000,v1=b7e0197dfc4742963f57bbad01b89f628cc5295fa67c1de38c2ba731eaeaf677"

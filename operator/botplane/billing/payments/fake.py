@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from botplane.billing.payments.policy import (
+    CANCELED,
     AttemptStatus,
     RefundResult,
     Result,
@@ -67,6 +68,22 @@ class FakeProcessor:
             raise Unanswered("The answer was lost.")
         return self._results[charge.idempotency_key]
 
+    def cancel(self, waiting: Result) -> Result:
+        """Cancel what waits for its payer."""
+        fault = self._next_fault()
+        if fault is Fault.LOST_REQUEST:
+            raise Unanswered("The request was lost.")
+        [key] = [
+            key for key, one in self._results.items() if one.processor_ref == waiting.processor_ref
+        ]
+        if self._results[key].status is AttemptStatus.REQUIRES_ACTION:
+            self._results[key] = replace(
+                self._results[key], status=AttemptStatus.FAILED, decline_code=CANCELED
+            )
+        if fault is Fault.LOST_ANSWER:
+            raise Unanswered("The answer was lost.")
+        return self._results[key]
+
     def lookup(self, invoice_id: UUID) -> Sequence[Result]:
         """Return what was decided about an invoice."""
         fault = self._next_fault()
@@ -105,6 +122,8 @@ class FakeProcessor:
     def confirm(self, invoice_id: UUID) -> None:
         """Let the last attempt of an invoice succeed after all, as its payer can make it."""
         key = self._invoices[invoice_id][-1]
+        if self._results[key].decline_code == CANCELED:
+            return
         self._results[key] = replace(
             self._results[key], status=AttemptStatus.SUCCEEDED, decline_code=None
         )

@@ -31,6 +31,10 @@ HARD_DECLINES = frozenset({
 """Trying the same card again does not help (and card networks fine for it)."""
 
 
+CANCELED = "canceled"
+"""Decline code of an attempt that was cancelled, by us or at the processor: it is over for good."""
+
+
 class AttemptStatus(StrEnum):
     """Where one attempt stands."""
 
@@ -131,6 +135,15 @@ class Processor(Protocol):
             Unanswered: It is not known what happened.
         """
 
+    def cancel(self, waiting: Result) -> Result:
+        """Cancel an attempt that waits for its payer, and return what became of it.
+
+        It has failed, or had succeeded before; calling it again changes nothing.
+
+        Raises:
+            Unanswered: It is not known what happened.
+        """
+
     def lookup(self, invoice_id: UUID) -> Sequence[Result]:
         """Return every attempt that the processor knows of an invoice.
 
@@ -158,6 +171,7 @@ class Step(StrEnum):
 
     LOOK_UP = "look_up"
     CHARGE = "charge"
+    REPLACE = "replace"
     WAIT = "wait"
     GIVE_UP = "give_up"
 
@@ -182,11 +196,17 @@ def next_step(unpaid: Unpaid, now: datetime) -> Step:
     late = now >= unpaid.issued_at + GRACE and not unpaid.is_given_up
     if last is not None and last.status in OPEN:
         waits_for_tenant = last.status is AttemptStatus.REQUIRES_ACTION
+        if waits_for_tenant and _is_outdated(unpaid, last):
+            return Step.REPLACE
         return Step.GIVE_UP if late and waits_for_tenant else Step.LOOK_UP
     due = next_try(unpaid)
     if due is not None and now >= due:
         return Step.CHARGE
     return Step.GIVE_UP if late else Step.WAIT
+
+
+def _is_outdated(unpaid: Unpaid, attempt: Attempt) -> bool:
+    return unpaid.method_since is not None and unpaid.method_since > attempt.created_at
 
 
 def next_try(unpaid: Unpaid) -> datetime | None:

@@ -43,11 +43,14 @@ WHERE tenant_id = %(tenant_id)s AND invoice_id = %(invoice_id)s FOR NO KEY UPDAT
 
 -- record_result --
 -- Success is final; everything else may still turn out otherwise. An equal result changes no row.
+-- What was cancelled stays so, whatever an older state says that a search still finds.
 -- A second success for one invoice is not recorded: reconcile names it, for a refund.
 UPDATE payment_attempt SET status = %(status)s, decline_code = %(decline_code)s, changed_at = %(now)s,
     processor_ref = COALESCE(processor_ref, %(processor_ref)s)
 WHERE tenant_id = %(tenant_id)s AND invoice_id = %(invoice_id)s AND attempt_no = %(attempt_no)s
     AND status <> 'succeeded'
+    AND NOT (status = 'failed' AND decline_code = 'canceled'
+        AND %(status)s IN ('created', 'processing', 'requires_action', 'unknown'))
     AND NOT (%(status)s = 'succeeded' AND EXISTS (SELECT FROM payment_attempt o
         WHERE o.tenant_id = %(tenant_id)s AND o.invoice_id = %(invoice_id)s
             AND o.status = 'succeeded'))

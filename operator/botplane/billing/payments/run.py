@@ -57,7 +57,9 @@ def collect(conn: Connection[Any], processor: Processor | None, now: datetime) -
             unanswered += 1
     give_notices(conn, _unpaid(conn, processor), now)
     return CollectReport(
-        charged=counts[Step.CHARGE], unanswered=unanswered, given_up=counts[Step.GIVE_UP]
+        charged=counts[Step.CHARGE] + counts[Step.REPLACE],
+        unanswered=unanswered,
+        given_up=counts[Step.GIVE_UP],
     )
 
 
@@ -79,11 +81,35 @@ def _take(
     if step is Step.GIVE_UP:
         store.give_up(conn, invoice, now)
     elif processor is not None and step is Step.CHARGE:
-        charge = store.begin_attempt(conn, invoice, processor.name, now)
-        if charge is not None:
-            _send(conn, processor, charge, now)
+        _charge(conn, processor, invoice, now)
+    elif processor is not None and step is Step.REPLACE:
+        _replace(conn, processor, invoice, now)
     elif processor is not None and step is Step.LOOK_UP:
         _resolve(conn, processor, invoice, now)
+
+
+def _charge(
+    conn: Connection[Any], processor: Processor, invoice: store.UnpaidInvoice, now: datetime
+) -> None:
+    charge = store.begin_attempt(conn, invoice, processor.name, now)
+    if charge is not None:
+        _send(conn, processor, charge, now)
+
+
+def _replace(
+    conn: Connection[Any], processor: Processor, invoice: store.UnpaidInvoice, now: datetime
+) -> None:
+    """Try the new payment method in place of an attempt that waits for its payer.
+
+    Only once the processor says that the old one can no more succeed.
+    """
+    key = (invoice.tenant_id, invoice.invoice_id)
+    old = _adopt(conn, processor, key, now).get(invoice.unpaid.attempts[-1].attempt_no)
+    if old is not None and old.status is AttemptStatus.REQUIRES_ACTION:
+        old = processor.cancel(old)
+        store.record_result(conn, key, old, now)
+    if old is not None and old.status is AttemptStatus.FAILED:
+        _charge(conn, processor, invoice, now)
 
 
 def _send(conn: Connection[Any], processor: Processor, charge: Charge, now: datetime) -> None:
@@ -128,12 +154,12 @@ def _resolve(
 
 def _adopt(
     conn: Connection[Any], processor: Processor, invoice: tuple[UUID, UUID], now: datetime
-) -> set[int]:
-    """Record what the processor knows of an invoice; return the numbers of those attempts."""
+) -> dict[int, Result]:
+    """Record what the processor knows of an invoice; return it by number of the attempt."""
     results = processor.lookup(invoice[1])
     for result in results:
         store.record_result(conn, invoice, result, now)
-    return {result.attempt_no for result in results}
+    return {result.attempt_no: result for result in results}
 
 
 def receive_webhook(conn: Connection[Any], processor: str, signed: Signed, now: datetime) -> None:

@@ -10,7 +10,7 @@ import http.client
 import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from botplane.billing.payments.policy import (
     AttemptStatus,
@@ -94,12 +94,24 @@ class StripeProcessor:
         if code == http.HTTPStatus.OK:
             return _result(answer, charge.attempt_no)
         error = answer.get("error", {})
+        if error.get("type") == "idempotency_error":
+            # Another request was made with this key, with the payment method before this one.
+            raise Unanswered("Stripe knows the attempt with another payment method.")
         return Result(
             attempt_no=charge.attempt_no,
             status=AttemptStatus.FAILED,
             processor_ref=error.get("payment_intent", {}).get("id"),
             decline_code=error.get("decline_code") or error.get("code") or "refused",
         )
+
+    def cancel(self, waiting: Result) -> Result:
+        """Cancel a PaymentIntent; one that is over already says how it ended."""
+        path = f"/v1/payment_intents/{quote(waiting.processor_ref or '', safe='')}/cancel"
+        code, answer = self._call("POST", path, {})
+        intent = answer if code == http.HTTPStatus.OK else answer["error"].get("payment_intent")
+        if intent is None:
+            raise Unanswered(f"Stripe refused to cancel with {code}.")
+        return _result(intent, waiting.attempt_no)
 
     def lookup(self, invoice_id: UUID) -> Sequence[Result]:
         """Search by metadata; a payment of the last minute may not be found yet."""
