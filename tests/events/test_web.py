@@ -94,6 +94,23 @@ def test_batch_gets_a_verdict_for_each_event(web: Web, shared: psycopg.Connectio
     assert bots == [(bot_id,)]
 
 
+def test_event_older_than_keys_are_kept_is_told_so(
+    web: Web, shared: psycopg.Connection[Any]
+) -> None:
+    tenant_id = uuid4()
+    key = a_key(shared, tenant_id)
+    shared.execute(
+        "INSERT INTO pruned_usage VALUES ('usage_event_key', '2100-01-01')"
+        " ON CONFLICT (relation) DO UPDATE SET until = excluded.until"
+    )
+
+    _, answer = web.post(key, [an_event(1)])
+
+    shared.execute("DELETE FROM pruned_usage WHERE relation = 'usage_event_key'")
+    assert answer["results"] == [{"id": "e-1", "status": "rejected", "code": "TooOld"}]
+    assert stored(shared, tenant_id) == (0, Decimal(0))
+
+
 def test_tenant_and_bot_come_from_the_key_alone(web: Web, shared: psycopg.Connection[Any]) -> None:
     mine, other = uuid4(), uuid4()
     key = a_key(shared, mine)

@@ -14,7 +14,16 @@ from botplane.billing.proof.store import reconcile
 from botplane.billing.run import billing_run, invoice
 from botplane.billing.store import publish_plan
 from botplane.errors import Retryable
-from botplane.metering.events.store import IngestKey, prune, register_keys, revoke_keys, secret_hash
+from botplane.metering.events.policy import UsageEvent, Verdict
+from botplane.metering.events.store import (
+    Batch,
+    IngestKey,
+    ingest,
+    prune,
+    register_keys,
+    revoke_keys,
+    secret_hash,
+)
 from botplane.store.pool import Role, become
 from botplane.tenants.accounts import TenantAccount
 from botplane.tenants.store import register_tenant
@@ -117,6 +126,55 @@ def test_books_are_as_before_and_prove_true(conn: psycopg.Connection[Any]) -> No
         "SELECT object FROM audit_log WHERE action = 'prune' ORDER BY seq"
     ).fetchall()
     assert said == [("usage_event_202512",), ("usage_event_202601",)]
+
+
+def an_event(event_id: str, occurred_at: datetime) -> UsageEvent:
+    return UsageEvent(
+        source="bot",
+        event_id=event_id,
+        meter="rpc_calls",
+        occurred_at=occurred_at,
+        quantity=Decimal(1),
+        dims="{}",
+    )
+
+
+def test_event_whose_key_is_gone_is_refused_and_never_counted_again(
+    conn: psycopg.Connection[Any], acme: TenantAccount
+) -> None:
+    now = at("2026-06-20T12:00:00Z")
+    moments = [now - timedelta(days=days) for days in (71, 69, 1)]
+    batch = Batch(
+        tenant_id=acme.tenant_id,
+        bot_id=None,
+        events=[an_event(f"e-{n}", moment) for n, moment in enumerate(moments)],
+    )
+    for moment in moments:
+        ingest(conn, [batch], moment)
+    told: list[list[Verdict]] = []
+    pruned: list[int] = []
+
+    for hour in range(3):
+        pruned.append(prune(conn, now + timedelta(hours=hour)).get("usage_event_key", 0))
+        told += ingest(conn, [batch], now + timedelta(hours=hour))
+
+    assert pruned == [0, 1, 0]
+    assert told == [["duplicate"] * 3, *[["rejected", "duplicate", "duplicate"]] * 2]
+    stored = conn.execute("SELECT count(*) FROM usage_event WHERE source = 'bot'").fetchone()
+    assert stored == (3,)
+
+
+def test_event_that_is_new_but_as_old_as_keys_that_are_gone_is_refused(
+    conn: psycopg.Connection[Any], acme: TenantAccount
+) -> None:
+    now = at("2026-06-20T12:00:00Z")
+    prune(conn, now)
+    late, in_time = now - timedelta(days=70, seconds=1), now - timedelta(days=70)
+    events = [an_event("late", late), an_event("in-time", in_time), an_event("late", late)]
+
+    told = ingest(conn, [Batch(tenant_id=acme.tenant_id, bot_id=None, events=events)], now)
+
+    assert told == [["rejected", "accepted", "rejected"]]
 
 
 def test_content_of_webhooks_goes_and_their_ids_stay(conn: psycopg.Connection[Any]) -> None:

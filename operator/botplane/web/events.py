@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from botplane.errors import Rejected
 from botplane.metering.events.policy import (
     MOST_BYTES,
+    TOO_OLD,
     Refusal,
     UsageEvent,
     Verdict,
@@ -84,6 +85,9 @@ def _answer(read: Sequence[UsageEvent | Refusal], verdicts: Sequence[Verdict]) -
         else {"id": event.event_id, "status": next(given)}
         for event in read
     ]
+    for result in results:
+        if result["status"] is Verdict.REJECTED:
+            result.setdefault("code", TOO_OLD)
     counts = Counter(result["status"] for result in results)
     for verdict, count in counts.items():
         metrics.EVENTS.labels(verdict).inc(count)

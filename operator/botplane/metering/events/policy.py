@@ -25,6 +25,7 @@ MOST_BYTES: Final = 1 << 20
 OLDEST: Final = timedelta(days=45)
 NEWEST: Final = timedelta(minutes=5)
 MOST_DIMS: Final = 8
+TOO_OLD: Final = "TooOld"
 
 TRADES: Final = "trades"
 METERS: Final = frozenset(
@@ -194,7 +195,7 @@ class _Reader:
         except (ValueError, OverflowError):
             return "TimeInvalid"
         if self.occurred_at < now - OLDEST:
-            return "TooOld"
+            return TOO_OLD
         return "InFuture" if self.occurred_at > now + NEWEST else None
 
     def _read_value(self, value: Any, meter: str) -> str | None:

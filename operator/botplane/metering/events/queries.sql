@@ -27,11 +27,13 @@ COPY staged_event (n, tenant_id, source, event_id, meter, bot_id, occurred_at, q
 -- store_staged --
 -- Key, event and hourly sum in one statement; returns what was new. Rows are written in the order
 -- of their keys, so that two writers never wait for each other in a circle. Sums of trades have no
--- dims: each trade would be a row of its own.
+-- dims: each trade would be a row of its own. Events whose keys may be gone are not stored.
 WITH fresh AS (
     INSERT INTO usage_event_key (tenant_id, source, event_id, occurred_at, body_hash)
     SELECT s.tenant_id, s.source, s.event_id, s.occurred_at, s.body_hash
     FROM staged_event s
+    WHERE s.occurred_at >= COALESCE((SELECT p.until FROM pruned_usage p
+        WHERE p.relation = 'usage_event_key'), '-infinity')
     ORDER BY s.tenant_id, s.source, s.event_id
     ON CONFLICT (tenant_id, source, event_id) DO NOTHING
     RETURNING tenant_id, source, event_id
@@ -64,9 +66,10 @@ rolled_up AS (
 SELECT a.n FROM accepted a
 
 -- known_hashes --
--- What stands under the keys that were not new, seen after waiting for whoever wrote them.
+-- What stands under the keys that were not new, seen after waiting for whoever wrote them; nothing
+-- under those of events that are too old to be stored.
 SELECT s.n, k.body_hash FROM staged_event s
-JOIN usage_event_key k ON k.tenant_id = s.tenant_id AND k.source = s.source
+LEFT JOIN usage_event_key k ON k.tenant_id = s.tenant_id AND k.source = s.source
     AND k.event_id = s.event_id
 WHERE s.n = ANY(%(stale)s::integer[])
 

@@ -220,8 +220,9 @@ def ingest(
 ) -> list[list[Verdict]]:
     """Store events in one transaction and return the verdict on each, batch by batch.
 
-    When it returns, what was accepted is on disk. When it raises, nothing may be said of the
-    events; sending them again with the same ids counts each of them once.
+    When it returns, what was accepted is on disk; what is rejected is older than keys are kept.
+    When it raises, nothing may be said of the events; sending them again with the same ids counts
+    each of them once.
 
     Raises:
         Retryable: Postgres is away or did not confirm.
@@ -251,8 +252,8 @@ def ingest(
 
 def _store(
     conn: Connection[Any], rows: Sequence[Staged], now: datetime
-) -> tuple[set[int], dict[int, bytes]]:
-    """Return the numbers of the rows that are new, and the stored hashes of the others."""
+) -> tuple[set[int], dict[int, bytes | None]]:
+    """Return the numbers of the rows that are new, and the stored hashes of the others, if any."""
     conn.execute(SQL["commit_durably"])
     with conn.cursor() as cursor, cursor.copy(SQL["fill_stage"]) as copy:
         copy.set_types(COLUMNS)
@@ -284,7 +285,7 @@ def _verdicts(
     marks: Sequence[bytes],
     first: dict[Key, Staged],
     fresh: set[int],
-    known: dict[int, bytes],
+    known: dict[int, bytes | None],
 ) -> list[Verdict]:
     verdicts = []
     for event, mark in zip(batch.events, marks, strict=True):
@@ -292,7 +293,11 @@ def _verdicts(
         if n in fresh:
             fresh.remove(n)  # what follows of the same key repeats it
             verdicts.append(Verdict.ACCEPTED)
-        elif known.get(n, stored) == mark:
+            continue
+        before = known.get(n, stored)
+        if before is None:
+            verdicts.append(Verdict.REJECTED)
+        elif before == mark:
             verdicts.append(Verdict.DUPLICATE)
         else:
             verdicts.append(Verdict.CONFLICT)
