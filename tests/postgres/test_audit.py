@@ -183,6 +183,16 @@ CASES = [
         lambda conn: adjustments.grant_coupon(conn, ORDER, COUPON),
     ),
     Case(
+        "one_off.charge",
+        "setup",
+        lambda conn: adjustments.charge_one_off(
+            conn,
+            ORDER,
+            adjustments.OneOffTerms(reference="setup", amount="5.00", description="Help"),
+        ),
+        "SELECT count(*) FROM one_off",
+    ),
+    Case(
         "tax.set",
         "VAT",
         lambda conn: adjustments.set_tax(

@@ -46,6 +46,15 @@ def test_coupon_credit_and_tax_are_on_the_next_invoice(acme: psycopg.Connection[
     assert actors == [(True,)]
 
 
+def test_one_off_charge_is_on_the_next_invoice_once(acme: psycopg.Connection[Any]) -> None:
+    words = ("one-off", "acme", "setup-7", "250.00", "Help with the first bots")
+
+    said = {typed(*words), typed(*words)}
+
+    assert said == {"0 Charge setup-7 is on the invoice of 2026-10."}
+    assert invoice(acme, "acme", "2026-10", at("2026-10-02")).total_minor == 35000
+
+
 @pytest.mark.usefixtures("acme")
 def test_refusal_is_one_line() -> None:
     said = typed("coupon", "grant", "nobody", "welcome", "--percent", "20")

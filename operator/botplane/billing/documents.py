@@ -145,6 +145,8 @@ def _line_rows(line: Line, invoice: Invoice) -> list[str]:
             return [_columns(f"Minimum commitment, usage up to {least}", "", "", amount)]
         case "commission":
             return _commission_rows(line, invoice, amount)
+        case "one_off":
+            return [_columns("One-off charge", "", "", amount), f"  {line.detail['description']}"]
         case "correction":
             return _correction_rows(line, invoice, amount)
         case _:

@@ -36,6 +36,7 @@ _TITLES = {
     "subscription": "Subscription",
     "commitment": "Minimum commitment",
     "commission": "Commission on trades",
+    "one_off": "One-off charge",
 }
 
 
@@ -122,6 +123,9 @@ def _charges(invoice: Invoice) -> Iterator[dict[str, str]]:
         title = _TITLES.get(line.charge_kind, "") if meter is None else meter.title
         is_usage = line.charge_kind in {"usage", "commission"}
         usage: dict[str, Any] = {"ChargeFrequency": "Usage-Based"} if is_usage else {}
+        if line.kind == "one_off":
+            title = line.detail["description"]
+            usage = {"ChargeFrequency": "One-Time"}
         if meter is not None:
             unit = meter.exact or meter.unit or meter.per
             usage |= {"ConsumedQuantity": plain(line.quantity), "ConsumedUnit": unit}

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from uuid import UUID
 
-_KINDS = ("subscription", "usage", "commitment", "commission", "correction")
-_REVENUE = {"subscription": "revenue_subscription", "commission": "revenue_commission"}
+_KINDS = ("subscription", "usage", "commitment", "commission", "one_off", "correction")
+_REVENUE = {
+    "subscription": "revenue_subscription",
+    "commission": "revenue_commission",
+    "one_off": "revenue_one_off",
+}
 
 
 class Status(StrEnum):
@@ -59,7 +63,7 @@ class Line:
 
     Attributes:
         key: Unique in the invoice, such as `usage/bot_seconds/2026-10-01T00:00:00Z`.
-        kind: subscription, usage, commitment, commission or correction.
+        kind: subscription, usage, commitment, commission, one_off or correction.
         quantity: In the unit of the meter; winning trades of a commission; else 1.
         detail: What the price was: plan, version, model, included, tiers.
         discount_minor: Share of the coupons.

@@ -1,4 +1,4 @@
-"""Coupons, credits, taxes, payments, credit notes and void invoices."""
+"""Coupons, credits, one-off charges, taxes, payments, credit notes and void invoices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def coupon_grant(  # noqa: PLR0913 - one parameter per option
     amount: Annotated[str | None, typer.Option(help="Such as 15.00, in its currency.")] = None,
     target: Annotated[
         str,
-        typer.Option("--on", help="invoice, subscription, usage, usage/<meter> or commission."),
+        typer.Option("--on", help="invoice, subscription, usage[/<meter>], commission or one_off."),
     ] = "invoice",
     uses: Annotated[int, typer.Option(help="Invoices that it lowers; 0 is every one.")] = 1,
     until: Annotated[datetime | None, typer.Option(help="First moment without it, UTC.")] = None,
@@ -80,6 +80,21 @@ def credit_grant(
     ask(lambda conn, now: store.grant_credit(conn, order(tenant, now), terms))
 
 
+@app.command("one-off")
+def one_off(
+    tenant: TenantName,
+    reference: Annotated[str, typer.Argument(help="Your own; the same one is the same charge.")],
+    amount: Annotated[str, typer.Argument(help="Without tax, such as 250.00.")],
+    description: Annotated[str, typer.Argument(help="Shown on the invoice; 80 letters at most.")],
+) -> None:
+    """Charge a tenant something beside its plan, once, on its next invoice."""
+    from botplane.billing.adjustments import store
+
+    terms = store.OneOffTerms(reference=reference, amount=amount, description=description)
+    period = ask(lambda conn, now: store.charge_one_off(conn, order(tenant, now), terms))
+    typer.echo(f"Charge {reference} is on the invoice of {period}.")
+
+
 @app.command("tenant-tax")
 def tenant_tax(  # noqa: PLR0913 - one parameter per option
     tenant: TenantName,
@@ -87,7 +102,8 @@ def tenant_tax(  # noqa: PLR0913 - one parameter per option
     rate: Annotated[str, typer.Argument(help="Share of the net amount, such as 0.19.")],
     *,
     target: Annotated[
-        str, typer.Option("--on", help="all, subscription, usage, commitment or commission.")
+        str,
+        typer.Option("--on", help="all, subscription, usage, commitment, commission or one_off."),
     ] = "all",
     reason: Annotated[str | None, typer.Option(help="Why a rate is 0.")] = None,
     since: Annotated[datetime | None, typer.Option(help="UTC. Default: now.")] = None,

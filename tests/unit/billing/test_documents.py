@@ -122,6 +122,18 @@ Content hash sha256:{digest.hex()}
     )
 
 
+SETUP = a_line(
+    "one_off/setup-7", "250.00", meter=None, detail={"description": "=Help with the first bots"}
+)
+
+
+def test_table_says_what_a_one_off_charge_is_for() -> None:
+    rows = render_table(final(HALF, SETUP)).splitlines()
+
+    at_charge = rows.index(f"{'One-off charge':<86}{'250.00':>14}")
+    assert rows[at_charge + 1] == "  =Help with the first bots"
+
+
 def test_draft_says_why_it_is_one() -> None:
     text = render_table(
         draft(BILLED, Settled(lines=(HALF,)), "The period runs until 2026-10-31 23:00 UTC.")

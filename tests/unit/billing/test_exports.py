@@ -14,7 +14,7 @@ from botplane.billing.invoices import Invoice, finalize
 from botplane.billing.pdf import LINES_PER_PAGE, render_pdf
 from botplane.billing.settlement import Account, settle
 from tests.support.billing import at
-from tests.unit.billing.test_documents import BILLED, CALLS, HALF, RUNTIME, a_line
+from tests.unit.billing.test_documents import BILLED, CALLS, HALF, RUNTIME, SETUP, a_line
 from tests.unit.billing.test_settlement import a_credit, a_tax, percent
 
 CORRECTION = replace(
@@ -81,6 +81,16 @@ def test_focus_rows_add_up_to_what_is_due() -> None:
     ]
     assert (rows[1]["ConsumedQuantity"], rows[1]["ConsumedUnit"]) == ("81763200", "s")
     assert (rows[1]["ListCost"], rows[1]["BilledCost"]) == ("1234.26", "987.80")
+
+
+def test_focus_row_of_a_one_off_charge_says_what_it_is_for() -> None:
+    issued = finalize(BILLED, settle(BILLED, [SETUP], Account()), "INV-1", BILLED.ends_at)
+
+    [row] = read(focus_csv(issued))
+
+    assert (row["ChargeCategory"], row["ChargeFrequency"]) == ("Purchase", "One-Time")
+    assert (row["ChargeDescription"], row["SkuId"]) == ("'=Help with the first bots", "one_off")
+    assert row["BilledCost"] == "250.00"
 
 
 def test_name_of_a_tenant_is_no_formula() -> None:

@@ -38,6 +38,23 @@ WHERE tenant_id = %(tenant_id)s AND code = %(code)s AND COALESCE(ends_at > %(now
 INSERT INTO credit_grant (tenant_id, credit_id, kind, amount_minor, expires_at, granted_at)
 VALUES (%(tenant_id)s, %(credit_id)s, %(kind)s, %(amount_minor)s, %(expires_at)s, %(now)s)
 
+-- ensure_periods --
+SELECT ensure_periods(%(now)s)
+
+-- one_off --
+SELECT amount_minor, description, period FROM one_off
+WHERE tenant_id = %(tenant_id)s AND reference = %(reference)s
+
+-- lock_open_periods --
+-- What is not billed, the next first. Whoever bills it waits, or is waited for.
+SELECT period FROM billing_period
+WHERE tenant_id = %(tenant_id)s AND state <> 'closed' ORDER BY starts_at
+FOR NO KEY UPDATE
+
+-- charge_one_off --
+INSERT INTO one_off (tenant_id, reference, period, description, amount_minor, charged_at)
+VALUES (%(tenant_id)s, %(reference)s, %(period)s, %(description)s, %(amount_minor)s, %(now)s)
+
 -- current_tax --
 SELECT rate, reason, starts_at FROM tenant_tax
 WHERE tenant_id = %(tenant_id)s AND name = %(name)s AND target = %(target)s AND ends_at IS NULL

@@ -45,7 +45,8 @@ class CouponTerms:
     """A coupon as finance people write it: `percent`, or `amount` of the major unit.
 
     Attributes:
-        target: `invoice`, `subscription`, `usage`, `commission`, or a meter as `usage/rpc_calls`.
+        target: `invoice`, `subscription`, `usage`, `commission`, `one_off`, or a meter as
+            `usage/rpc_calls`.
         uses: Invoices that it lowers; None is every one while it is valid.
         starts_at: None is now.
     """
@@ -149,6 +150,44 @@ def grant_credit(conn: Connection[Any], order: Order, terms: CreditTerms) -> Non
         row = vars(terms) | {"tenant_id": tenant_id, "amount_minor": amount, "now": order.now}
         conn.execute(SQL["grant_credit"], row)
         record(conn, order, tenant_id, ("credit.grant", terms.credit_id, _said(terms)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneOffTerms:
+    """A charge beside the plan as finance people write it; `reference` makes a repeated one one."""
+
+    reference: str
+    amount: str
+    description: str
+
+
+def charge_one_off(conn: Connection[Any], order: Order, terms: OneOffTerms) -> str:
+    """Put a line on the next invoice of a tenant, once, and return the period of that invoice.
+
+    Raises:
+        Rejected: There is no such tenant, it has no period that is still to be billed, the
+            reference belongs to another charge, or the terms are not possible.
+        Retryable: Postgres is away.
+    """
+    with granting(conn, order, f"One-off charge {terms.reference}") as (tenant_id, currency):
+        amount = to_minor(terms.amount, currency)
+        row = vars(terms) | {"tenant_id": tenant_id, "amount_minor": amount, "now": order.now}
+        conn.execute(SQL["ensure_periods"], row)
+        coming = conn.execute(SQL["lock_open_periods"], row).fetchall()
+        known = conn.execute(SQL["one_off"], row).fetchone()
+        if known is not None:
+            if known[:2] != (amount, terms.description):
+                raise Rejected(
+                    "ReferenceUsed", f"{terms.reference} is another charge of {order.tenant}."
+                )
+            return str(known[2])
+        if not coming:
+            raise Rejected("NoPeriod", f"Tenant {order.tenant} gets no invoice any more.")
+        [period] = coming[0]
+        conn.execute(SQL["charge_one_off"], row | {"period": period})
+        said = {"amount": terms.amount, "description": terms.description, "period": period}
+        record(conn, order, tenant_id, ("one_off.charge", terms.reference, said))
+        return str(period)
 
 
 def set_tax(conn: Connection[Any], order: Order, terms: TaxTerms) -> None:
