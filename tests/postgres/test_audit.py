@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -220,7 +221,6 @@ CASES = [
         "SELECT count(*) FROM invoice_line WHERE kind = 'correction'",
         late,
         "billing-run",
-        "system",
     ),
     Case(
         "credit_note.issue",
@@ -329,6 +329,44 @@ def test_change_that_is_asked_for_again_is_no_second_entry(books: Conn, case: Ca
 
     entries = f"SELECT count(*) FROM audit_log WHERE action = '{case.action}' AND actor = %s"
     assert books.execute(cast("Any", entries), [case.actor]).fetchone() == (1,)
+
+
+def test_writers_of_one_chain_wait_for_each_other_and_it_holds(books: Conn, migrated: str) -> None:
+    start = threading.Barrier(4)
+
+    def append(writer: int) -> None:
+        with psycopg.connect(migrated, autocommit=True) as mine:
+            start.wait()
+            for number in range(25):
+                mine.execute(
+                    "SELECT audit_append('tenant/new', 'ana', 'x', %s, '{}', now())",
+                    [f"{writer}-{number}"],
+                )
+
+    writers = [threading.Thread(target=append, args=[writer]) for writer in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+
+    entries = books.execute(
+        "SELECT count(*), count(DISTINCT object), max(seq) FROM audit_log"
+        " WHERE chain = 'tenant/new'"
+    ).fetchone()
+    assert entries == (100, 100, 100)
+    assert verify_audit(books, []) == []
+
+
+def test_one_transaction_may_append_to_many_chains_and_locks_none(books: Conn) -> None:
+    with books.transaction():
+        books.execute(
+            "SELECT audit_append('tenant/' || n, 'run', 'x', 'y', '{}', now())"
+            " FROM generate_series(1, 2000) AS n"
+        )
+        locks = books.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+        assert locks.fetchone() == (0,)
+
+    assert verify_audit(books, []) == []
 
 
 def test_entry_says_what_changed(books: Conn) -> None:

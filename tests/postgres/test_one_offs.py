@@ -37,6 +37,7 @@ from tests.support.billing import (
     whole_content,
 )
 from tests.support.cut_connection import CutConnection
+from tests.support.until import until
 
 OCT, NOV, DEC, JAN = at("2026-10-01"), at("2026-11-02"), at("2026-12-02"), at("2027-01-02")
 CALLS = {"meter": "rpc_calls", "model": "PerUnit", "tiers": [{"unitPrice": "0.01"}]}
@@ -202,6 +203,40 @@ def test_void_invoice_gives_the_charge_to_the_one_that_replaces_it_and_late_usag
         ("correction", 100),
     ]
     assert reconcile(conn, OCT, DEC) == []
+
+
+@pytest.mark.usefixtures("acme")
+async def test_charge_while_its_period_is_billed_is_on_the_invoice_after(
+    conn: psycopg.Connection[Any], migrated: str
+) -> None:
+    complete_until(conn, NOV)
+    told: list[str] = []
+
+    def charge() -> None:
+        with psycopg.connect(migrated, autocommit=True) as mine:
+            told.append(charge_one_off(mine, replace(ORDER, now=NOV), SETUP))
+
+    charging = threading.Thread(target=charge)
+    with psycopg.connect(migrated) as biller, biller.transaction():
+        billing_run(biller, NOV)
+        charging.start()
+        await until(lambda: _waits_for_a_lock(conn), seconds=20)
+    charging.join()
+    bill(conn, DEC)
+
+    assert told == ["2026-11"]
+    assert lines(invoice(conn, "acme", "2026-11", DEC)) == [
+        ("subscription", 1000),
+        ("one_off", 25005),
+    ]
+
+
+def _waits_for_a_lock(conn: psycopg.Connection[Any]) -> bool:
+    row = conn.execute(
+        "SELECT count(*) > 0 FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    ).fetchone()
+    return row == (True,)
 
 
 @pytest.mark.usefixtures("acme")
