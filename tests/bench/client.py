@@ -14,7 +14,8 @@ from botplane.kube.client import KubeClient
 from tests.support.controlplane.cluster import Cluster
 
 CONNECTIONS = 64
-ARRIVAL_SECONDS = 30
+ARRIVAL_SECONDS = 300
+"""Tenants take turns: of three thousand bots, the second of a tenant waits for the first of all."""
 
 
 class BenchClient(KubeClient):
