@@ -59,7 +59,7 @@ class Cluster:
         path = f"/metadata/finalizers/{finalizers.index(finalizer)}"
         key = key_of(body)
         try:
-            await self.client.json_patch(
+            written = await self.client.json_patch(
                 key.ref,
                 [
                     {"op": "test", "path": "/metadata/uid", "value": meta["uid"]},
@@ -68,4 +68,8 @@ class Cluster:
                 ],
             )
         except (NotFoundError, ConflictError):
+            self.objects.forget(key, meta["uid"])
+            return
+        if "deletionTimestamp" in meta and not written["metadata"].get("finalizers"):
+            # It is gone; until the watch tells so, another pass would do all this once more.
             self.objects.forget(key, meta["uid"])
