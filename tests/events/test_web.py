@@ -268,7 +268,7 @@ def test_answer_lost_between_commit_and_its_report_is_503_and_safe_to_repeat(
 ) -> None:
     tenant_id = uuid4()
     key = a_key(shared, tenant_id)
-    proxy = PostgresProxy(database_url)
+    proxy = PostgresProxy(database_url, of=b"COPY staged_event")
     with web_process(proxy.url) as web:
         for start in range(0, 1000, 100):
             batch = events(range(start, start + 100))

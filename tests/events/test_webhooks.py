@@ -156,7 +156,8 @@ def test_signature_of_another_body_is_refused(web: Web, conn: psycopg.Connection
 def test_event_whose_commit_lost_its_answer_is_kept_once(
     migrated: str, conn: psycopg.Connection[Any]
 ) -> None:
-    with closing(PostgresProxy(migrated)) as proxy, web_process(proxy.url) as web:
+    proxy = PostgresProxy(migrated, of=b"INSERT INTO webhook_inbox")
+    with closing(proxy), web_process(proxy.url) as web:
         assert send(web, an_event("evt_0")) == 200
         proxy.cut_commits = 1
         assert send(web, an_event("evt_1")) == 503

@@ -10,9 +10,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 class PostgresProxy:
-    """Listens on a port of its own; `cut_commits` says how many commits lose their answer."""
+    """Listens on a port of its own; `cut_commits` says how many commits lose their answer.
 
-    def __init__(self, database_url: str) -> None:
+    Only those of transactions that say `of` count: a process commits things of its own in between.
+    """
+
+    def __init__(self, database_url: str, of: bytes = b"") -> None:
+        self._of = of
         target = urlsplit(database_url)
         self._target = (target.hostname or "127.0.0.1", target.port or 5432)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -46,11 +50,15 @@ class PostgresProxy:
             answers.start()
 
     def _ask(self, client: socket.socket, server: socket.socket, doomed: threading.Event) -> None:
+        said = b""
         with _ended(client, server):
             while data := client.recv(65536):
-                if b"COMMIT\0" in data and self.cut_commits > 0:
-                    self.cut_commits -= 1
-                    doomed.set()
+                said += data
+                if b"COMMIT\0" in data:
+                    if self.cut_commits > 0 and self._of in said:
+                        self.cut_commits -= 1
+                        doomed.set()
+                    said = b""
                 server.sendall(data)
 
     def _answer(
