@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,10 +16,14 @@ from tests.support.world import World, a_bot, a_name, a_tenant, bot_key, tenant_
 
 
 @pytest.fixture
-def own_postgres(postgres: Postgres) -> Postgres:
+def own_postgres(world: World, postgres: Postgres) -> Iterator[Postgres]:
+    """The server, to be killed; afterwards others find an operator that has it back."""
     if postgres.state is None:
         pytest.skip("the server of DATABASE_URL is not ours to kill")
-    return postgres
+    yield postgres
+    tenant = a_name()
+    world.create(a_tenant(tenant))
+    world.wait_for(tenant_key(tenant), "Ready", "True", within=60)
 
 
 def test_bots_go_on_while_postgres_is_down_and_accounts_open_afterwards(
