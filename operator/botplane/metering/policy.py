@@ -171,7 +171,9 @@ def _settle_container(
     pod: Pod, container: Container, before: Sequence[Interval], sight: Sight
 ) -> list[Interval]:
     rows = list(before)
-    resized_at = min(container.resized_at or pod.status_at or sight.at, sight.at)
+    # Ours is the second of an answer, which may have begun before what it tells.
+    latest = sight.at + CLOCK_TOLERANCE
+    resized_at = min(container.resized_at or pod.status_at or sight.at, latest)
     for run in container.runs:
         rows = _close_superseded(rows, run)
         rows = [
