@@ -21,7 +21,7 @@ LOST_AFTER: Final = timedelta(minutes=5)
 """How long past its deletionTimestamp a pod may wait for its kubelet: the eviction default."""
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
-"""How far in the future a start may lie before the node's clock is not believed."""
+"""How far in the future a time may lie before the clock that told it is not believed."""
 
 
 class Reason(StrEnum):
@@ -94,6 +94,14 @@ class Sight:
     at: datetime
     fate: Fate = Fate.PRESENT
     node_seen_at: datetime | None = None
+
+    @property
+    def latest(self) -> datetime:
+        """No time that the API tells of what was seen is later; it may be later than `at`.
+
+        `at` is the second of an answer, which may have begun before what it tells.
+        """
+        return self.at + CLOCK_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,9 +179,7 @@ def _settle_container(
     pod: Pod, container: Container, before: Sequence[Interval], sight: Sight
 ) -> list[Interval]:
     rows = list(before)
-    # Ours is the second of an answer, which may have begun before what it tells.
-    latest = sight.at + CLOCK_TOLERANCE
-    resized_at = min(container.resized_at or pod.status_at or sight.at, latest)
+    resized_at = min(container.resized_at or pod.status_at or sight.at, sight.latest)
     for run in container.runs:
         rows = _close_superseded(rows, run)
         rows = [
@@ -226,13 +232,12 @@ def _open(container: Container, run: Run, others: list[Interval], sight: Sight) 
     if run.started_at is None:
         return None
     if not run.over and (
-        run.started_at > sight.at + CLOCK_TOLERANCE
-        or any(row.restart > run.restart for row in others)
+        run.started_at > sight.latest or any(row.restart > run.restart for row in others)
     ):
         return None
     ends = [row.ended_at for row in others if row.restart < run.restart and row.ended_at]
     # Its size before that is not known, and not billed.
-    resized_at = _not_after(container.resized_at, sight.at)
+    resized_at = _not_after(container.resized_at, sight.latest)
     started_at = _later(max([run.started_at, *ends]), resized_at)
     is_seen = not run.over and sight.fate is Fate.PRESENT
     return Interval(
@@ -258,7 +263,7 @@ def _end(row: Interval, run: Run, others: list[Interval], sight: Sight) -> Inter
         end = _earlier(row.last_seen_at, run.ended_at)
         return _close(row, end, Reason.RECONCILED, Quality.ESTIMATED)
     next_starts = [other.started_at for other in others if other.restart > run.restart]
-    latest = min([sight.at + CLOCK_TOLERANCE, *next_starts])
+    latest = min([sight.latest, *next_starts])
     if row.started_at <= run.ended_at <= latest:
         return _close(row, run.ended_at, Reason.TERMINATED, Quality.EXACT)
     end = min([run.ended_at, *next_starts])

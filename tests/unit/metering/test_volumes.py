@@ -132,3 +132,22 @@ def test_a_claim_that_was_thought_gone_is_cut_where_it_grew_once_that_is_told() 
         (0, 0, 50, 10, "resized", "exact"),
         (1, 50, 60, 20, "terminated", "exact"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ([], [(0, 50, None, 20, None, None)]),
+        ([a_claim()], [(0, 0, 50, 10, "resized", "exact"), (1, 50, None, 20, None, None)]),
+    ],
+    ids=["not seen before", "seen before"],
+)
+def test_a_volume_counts_as_grown_from_when_the_api_says_even_if_our_second_is_behind(
+    before: list[dict[str, Any]], expected: list[Row]
+) -> None:
+    seen = watched(*before, seen=40)
+    grown = read_claim(a_claim(size="20Gi", resized=50))
+
+    rows = {row.seg: row for row in [*seen, *settle(grown, seen, Sight(at=at(49))).intervals]}
+
+    assert story([rows[seg] for seg in sorted(rows)]) == expected
