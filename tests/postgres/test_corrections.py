@@ -318,6 +318,31 @@ def test_notes_over_a_whole_invoice_leave_nothing_of_its_tax(
     assert _balance(conn, "tax_payable") == 0
 
 
+async def test_notes_that_are_issued_at_once_share_the_tax_as_one_after_the_other(
+    conn: psycopg.Connection[Any], migrated: str, acme: UUID
+) -> None:
+    order = Order(tenant="acme", actor="ana", now=at("2026-10-01"))
+    set_tax(conn, order, TaxTerms(name="VAT", rate="0.50"))
+    calls(conn, acme, at("2026-11-20"), 101_000)
+    complete_until(conn, DEC)
+    number = str(invoice(conn, "acme", "2026-11", DEC).number)
+
+    def note(writer: psycopg.Connection[Any], reference: str) -> None:
+        terms = a_note(invoice_number=number, reference=reference, amount="0.01")
+        issue_credit_note(writer, terms, "ana", DEC)
+
+    with psycopg.connect(migrated) as first, psycopg.connect(migrated, autocommit=True) as second:
+        waiting = threading.Thread(target=note, args=(second, "T-2"))
+        with first.transaction():
+            note(first, "T-1")
+            waiting.start()
+            await until(lambda: _waits_for_a_lock(conn), seconds=20)
+        waiting.join()
+
+    taxes = conn.execute("SELECT tax_minor FROM credit_note ORDER BY number").fetchall()
+    assert taxes == [(0,), (1,)]
+
+
 @pytest.mark.usefixtures("acme")
 @pytest.mark.parametrize(
     ("terms", "reason"),

@@ -92,25 +92,27 @@ SELECT e.tenant_id, e.txn_key, a.account, e.currency, a.sign * e.minor
 FROM expired e JOIN entered n ON n.tenant_id = e.tenant_id AND n.txn_key = e.txn_key
 CROSS JOIN (VALUES ('customer_credit', 1), ('credit_given', -1)) AS a (account, sign)
 
+-- lock_invoice --
+-- On its own: a statement that waits for a lock sees the sums of before it waited.
+SELECT FROM invoice WHERE number = %(number)s FOR NO KEY UPDATE
+
 -- creditable_invoice --
 -- An issued invoice by number, and what is left of it to credit and to pay.
 SELECT i.tenant_id, t.name AS tenant, i.invoice_id, i.currency, i.status, i.total_minor,
-    i.tax_minor, i.due_minor, n.credited_minor, n.credited_tax_minor,
+    i.tax_minor, i.due_minor, n.credited_minor, n.credited_tax_minor, n.reduced_minor,
     (n.credited_minor + COALESCE((SELECT sum(r.amount_minor) FROM refund r
         WHERE r.tenant_id = i.tenant_id AND r.invoice_id = i.invoice_id
             AND r.status IN ('created', 'processing', 'unknown')), 0))::bigint AS noted_minor,
-    COALESCE((SELECT sum(n.amount_minor) FROM credit_note n
-        WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id
-            AND n.settled_by = 'reduce_due'), 0)::bigint AS reduced_minor,
     EXISTS (SELECT FROM payment_attempt a WHERE a.tenant_id = i.tenant_id
         AND a.invoice_id = i.invoice_id
         AND a.status IN ('created', 'processing', 'requires_action', 'unknown')) AS is_being_paid
 FROM invoice i JOIN tenant t ON t.tenant_id = i.tenant_id
 CROSS JOIN LATERAL (SELECT COALESCE(sum(n.amount_minor), 0)::bigint AS credited_minor,
-        COALESCE(sum(n.tax_minor), 0)::bigint AS credited_tax_minor
+        COALESCE(sum(n.tax_minor), 0)::bigint AS credited_tax_minor,
+        COALESCE(sum(n.amount_minor) FILTER (WHERE n.settled_by = 'reduce_due'), 0)::bigint
+            AS reduced_minor
     FROM credit_note n WHERE n.tenant_id = i.tenant_id AND n.invoice_id = i.invoice_id) AS n
 WHERE i.number = %(number)s
-FOR NO KEY UPDATE OF i
 
 -- credit_note --
 SELECT number FROM credit_note WHERE tenant_id = %(tenant_id)s AND reference = %(reference)s

@@ -234,8 +234,9 @@ def issue_credit_note(conn: Connection[Any], terms: NoteTerms, actor: str, now: 
         Rejected: There is no such invoice, or it cannot be credited with so much.
     """
     with translated_errors(), conn.transaction():
+        asked = {"number": terms.invoice_number}
+        conn.execute(SQL["lock_invoice"], asked)
         with conn.cursor(row_factory=class_row(Creditable)) as cursor:
-            asked = {"number": terms.invoice_number}
             invoice = cursor.execute(SQL["creditable_invoice"], asked).fetchone()
         if invoice is None:
             raise no_such_invoice(terms.invoice_number)
