@@ -215,20 +215,17 @@ def _discount(coupon: Coupon, base_minor: int) -> int:
 def _taxes(
     billed: BilledPeriod, lines: Iterable[Line], rules: Iterable[TaxRule]
 ) -> tuple[Tax, ...]:
-    in_force = [
-        rule
-        for rule in rules
-        if rule.starts_at < billed.ends_at
-        and (rule.ends_at is None or rule.ends_at >= billed.ends_at)
-    ]
-    names = dict.fromkeys(rule.name for rule in in_force)
+    in_force: dict[str, dict[str, TaxRule]] = {}
+    for rule in rules:
+        is_over = rule.ends_at is not None and rule.ends_at < billed.ends_at
+        if rule.starts_at < billed.ends_at and not is_over:
+            in_force.setdefault(rule.name, {})[rule.target] = rule
     bases: dict[tuple[str, Decimal, str | None], int] = {}
-    for line in lines if names else ():
-        for name in names:
-            of_name = {rule.target: rule for rule in in_force if rule.name == name}
-            rule = of_name.get(line.charge_kind) or of_name.get("all")
-            if rule is not None:
-                group = (name, rule.rate.normalize(EXACT), rule.reason)
+    for line in lines:
+        for name, by_target in in_force.items():
+            taxed = by_target.get(line.charge_kind) or by_target.get("all")
+            if taxed is not None:
+                group = (name, taxed.rate.normalize(EXACT), taxed.reason)
                 bases[group] = bases.get(group, 0) + line.net_minor
     return tuple(
         Tax(
