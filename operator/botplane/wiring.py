@@ -169,8 +169,9 @@ class Operator:
         await self._lease.acquire()
         self._leading = True
         controller = Controller(self._queue, self._reconcilers(), self._report_bug)
-        for key in (key for kind in KINDS for key in self._objects.news(kind)):
-            self._queue.add(key)
+        for kind in KINDS:
+            for key in self._objects.news(kind):
+                self._queue.add(key)
         self._queue.add_all(key for kind in KINDS for key in self._objects.keys(kind))
         async with asyncio.TaskGroup() as group:
             background = [

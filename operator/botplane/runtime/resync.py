@@ -14,6 +14,7 @@ from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Manifest, ref_of
 from botplane.runtime.objects import Objects, key_of
+from botplane.runtime.turns import in_turns
 from botplane.telemetry.metrics import RESYNC_FOUND
 
 log = structlog.get_logger()
@@ -52,26 +53,13 @@ class Resync:
         Raises:
             Rejected, Retryable: A list failed; what was read until then is kept.
         """
-        found = await self._all_children(child_kinds)
+        # Two at once: the API server writes one list while the other is read.
+        lists = await in_turns(self.children_of, child_kinds, at_once=CONCURRENT_LISTS)
+        found = [key for keys in lists for key in keys]
         for kind in kinds:
             found += await self._compared(kind, self._objects, key_of, "")
         self.last = asyncio.get_running_loop().time()
         return found
-
-    async def _all_children(self, kinds: Iterable[str]) -> list[Key]:
-        """List two kinds at once: the API server writes one list while the other is read."""
-        turn = asyncio.Semaphore(CONCURRENT_LISTS)
-
-        async def listed(kind: str) -> list[Key]:
-            async with turn:
-                return await self.children_of(kind)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(listed(kind)) for kind in kinds]
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        return [key for task in tasks for key in task.result()]
 
     async def children_of(self, kind: str) -> list[Key]:
         """List one kind of children and return the owners that need a pass.

@@ -15,6 +15,7 @@ from botplane.errors import Rejected, Retryable
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
 from botplane.runtime.resync import SELECTOR
+from botplane.runtime.turns import in_turns
 
 log = structlog.get_logger()
 
@@ -42,7 +43,7 @@ class SecretPoll:
         """
         task = self._first.get(namespace)
         if task is None or (task.done() and task.exception() is not None):
-            task = self._first[namespace] = asyncio.create_task(self._look(namespace))
+            task = self._first[namespace] = asyncio.create_task(self._look(namespace, Rejected))
         await asyncio.shield(task)
 
     async def run(
@@ -57,26 +58,19 @@ class SecretPoll:
                 add(key)
 
     async def _round(self, namespaces: Iterable[str]) -> list[Key]:
-        turn = asyncio.Semaphore(CONCURRENT_LISTS)
-
         async def look(namespace: str) -> list[Key]:
-            async with turn:
-                try:
-                    return await self._look(namespace)
-                except Retryable as error:
-                    log.debug("Secrets were not listed", namespace=namespace, reason=error.reason)
-                    return []
+            return await self._look(namespace, Rejected, Retryable)
 
-        found = await asyncio.gather(*(look(namespace) for namespace in namespaces))
+        found = await in_turns(look, namespaces, at_once=CONCURRENT_LISTS)
         return [key for keys in found for key in keys]
 
-    async def _look(self, namespace: str) -> list[Key]:
+    async def _look(self, namespace: str, *passed_over: type[Rejected | Retryable]) -> list[Key]:
         before = self._children.versions("Secret", namespace)
         try:
             listed = await self._client.list(
                 "Secret", namespace=namespace, selector=SELECTOR, metadata_only=True
             )
-        except Rejected as error:
+        except passed_over as error:
             # The namespace is new and not bound yet, or on its way out.
             log.debug("Secrets were not listed", namespace=namespace, reason=error.reason)
             return []
