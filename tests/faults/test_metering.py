@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,7 @@ def test_a_pod_of_a_node_that_left_is_bounded_by_the_wish_to_delete_it(
     world: World, usage: str, log: Path
 ) -> None:
     pod = world.pod(world.tenant(), spec={"nodeName": "node-that-left"})
-    _show_running(world, pod)
+    _show(world, pod, {"running": {"startedAt": START}})
     with metering(world.cluster, usage, log):
         until(lambda: sql(usage, "SELECT 1 FROM runtime_interval"), within=20, what="run known")
         world.delete(pod)
@@ -196,9 +196,8 @@ def test_a_pod_of_a_node_without_power_is_billed_until_its_last_lease(
     world: World, usage: str, log: Path
 ) -> None:
     pod = world.pod(world.tenant(), spec={"nodeName": "dark"})
-    lease = {"renewTime": "2026-10-01T00:10:00.000000Z", "holderIdentity": "dark"}
-    world.kube.send("POST", LEASES, {"metadata": {"name": "dark"}, "spec": lease})
-    _show_running(world, pod)
+    _renew(world, "dark", "2026-10-01T00:10:00.000000Z")
+    _show(world, pod, {"running": {"startedAt": START}})
     with metering(world.cluster, usage, log):
         until(lambda: sql(usage, "SELECT 1 FROM source_watermark"), within=20, what="heart beats")
     world.kube.patch(path_of(pod), {"metadata": {"finalizers": None}})
@@ -213,6 +212,28 @@ def test_a_pod_of_a_node_without_power_is_billed_until_its_last_lease(
     billed_seconds = "extract(epoch FROM ended_at - started_at)::int"
     found = sql(usage, f"SELECT {billed_seconds}, close_quality FROM runtime_interval")
     assert found == [(600, "bounded")]
+
+
+def test_a_kubelet_that_is_back_but_has_not_told_of_its_pods_proves_nothing(
+    world: World, usage: str, log: Path
+) -> None:
+    pod = world.pod(world.tenant(), spec={"nodeName": "back"})
+    started = pod["metadata"]["creationTimestamp"]
+    _show(world, pod, {"running": {"startedAt": started}})
+    pass_time(3)
+    now = datetime.now(UTC)
+    _renew(world, "back", now.strftime("%Y-%m-%dT%H:%M:%S.000000Z"))
+    with metering(world.cluster, usage, log):
+        until(lambda: sql(usage, "SELECT 1 FROM source_watermark"), within=20, what="heart beats")
+        told = {"exitCode": 255, "reason": "Unknown", "startedAt": started}
+        told["finishedAt"] = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        _show(world, pod, {"terminated": told})
+        closed = "SELECT 1 FROM runtime_interval WHERE ended_at IS NOT NULL"
+        until(lambda: sql(usage, closed), within=20, what="run closed")
+    world.kube.send("DELETE", f"{LEASES}/back")
+
+    found = sql(usage, "SELECT ended_at - started_at, close_quality FROM runtime_interval")
+    assert found == [(timedelta(0), "estimated")]
 
 
 def test_a_pod_that_never_started_is_released_and_not_billed(
@@ -266,12 +287,17 @@ def test_probes_and_metrics_answer_while_postgres_is_down(
     assert "botplane_metering_pods_awaiting_settlement 0.0" in answers[2][1]
 
 
-def _show_running(world: World, pod: dict[str, Any]) -> None:
+def _show(world: World, pod: dict[str, Any], state: dict[str, Any]) -> None:
     """Write the status that the kubelet of a node, which is not there, has left behind."""
-    state = {"name": "bot", "image": "bot:1", "imageID": "", "ready": True, "restartCount": 0}
-    state |= {"state": {"running": {"startedAt": START}}}
-    status = {"phase": "Running", "containerStatuses": [state]}
-    world.kube.patch(f"{path_of(pod)}/status", {"status": status})
+    status = {"name": "bot", "image": "bot:1", "imageID": "", "ready": True, "restartCount": 0}
+    shown = {"phase": "Running", "containerStatuses": [status | {"state": state}]}
+    world.kube.patch(f"{path_of(pod)}/status", {"status": shown})
+
+
+def _renew(world: World, node: str, at: str) -> None:
+    """Make the Lease of a node, as its kubelet renews it."""
+    lease = {"renewTime": at, "holderIdentity": node}
+    world.kube.send("POST", LEASES, {"metadata": {"name": node}, "spec": lease})
 
 
 def _get(port: int, path: str) -> tuple[int, str]:

@@ -22,6 +22,7 @@ from botplane.metering.calls import open_api
 from botplane.metering.evidence import Json, Kind, Pod
 from botplane.metering.feed import Feed, Taken, backoff_seconds
 from botplane.metering.health import serve_health
+from botplane.metering.nodes import TOLD_WITHIN, Nodes
 from botplane.metering.policy import (
     Fate,
     Quality,
@@ -40,7 +41,6 @@ RELEASE_AT_ONCE: Final = 250
 """So many pods are released in a turn, five seconds of writes: what ends meanwhile is settled."""
 RESYNC_SECONDS: Final = 120
 HEARTBEAT_SECONDS: Final = 60.0
-NODES_SECONDS: Final = 10.0
 WATERMARK_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 1.0
 GATHER_SECONDS: Final = 0.05
@@ -74,13 +74,15 @@ class Metering:
         self._ticks = ticks
         self._due: dict[UUID, float] = {}
         self._releasable: dict[UUID, Pod] = {}
-        self._nodes: dict[str, Json | None] = {}
+        self._nodes = Nodes(cluster.nodes_seen_at, ticks)
+        self._suspects: dict[str, Json | None] = {}
         self._refused: set[UUID] = set()
         self._unbillable: set[UUID] = set()
         self._complete_until: datetime | None = None
         self._swept = 0
-        self._alive: dict[str, datetime] | None = None
-        self._beat_at = self._marked_at = self._looked_at = float("-inf")
+        self._marked_at = float("-inf")
+        # Before that no Lease proves anything.
+        self._beat_at = ticks() + TOLD_WITHIN.total_seconds() - HEARTBEAT_SECONDS
         self.moved_at = time.monotonic()
 
     def run(self, stop: threading.Event) -> None:
@@ -119,6 +121,7 @@ class Metering:
         taken = self._feed.take()
         if taken is None:
             return
+        self._nodes.look()
         if self._settle(taken, stop) and taken.complete_until is not None:
             self._complete_until = taken.complete_until
         if self._feed.lists > self._swept:
@@ -133,9 +136,7 @@ class Metering:
         fates = [(pod, Fate.PRESENT) for pod in taken.present]
         fates += [(pod, Fate.GONE) for pod in taken.gone]
         unsettled = {pod.uid for pod, _ in fates}
-        self._nodes.clear()
-        if fates:
-            self._look_at_nodes()
+        self._suspects.clear()
         try:
             for batch in _batches(fates):
                 if stop.is_set():
@@ -192,16 +193,19 @@ class Metering:
 
     def _look(self, pod: Pod, fate: Fate, at: datetime) -> tuple[Pod, Sight]:
         """Ask after the node of a pod whose end is overdue."""
-        if fate is Fate.GONE or pod.node is None or not is_suspect(pod, at):
-            return pod, Sight(at=at, fate=fate, node_seen_at=self._alive_until(pod))
-        if pod.node not in self._nodes:
-            self._nodes[pod.node] = self._cluster.node(pod.node)
-        node = self._nodes[pod.node]
+        if fate is Fate.GONE:
+            return pod, Sight(at=at, fate=fate, node_seen_at=self._nodes.alive_until(pod))
+        running = Sight(at=at, node_seen_at=self._nodes.proves_until(pod, at))
+        if pod.node is None or not is_suspect(pod, at):
+            return pod, running
+        if pod.node not in self._suspects:
+            self._suspects[pod.node] = self._cluster.node(pod.node)
+        node = self._suspects[pod.node]
         lost = pod.lost if node is None else is_lost(node)
         # Without an answer the pod would be billed until it was asked to go.
         lease = self._cluster.lease(pod.node) if lost else None
         if lease is None:
-            return pod, Sight(at=at, node_seen_at=self._alive_until(pod))
+            return pod, running
         log.warning("Lost the node of a pod", pod=pod.key, node=pod.node)
         return pod, Sight(at=at, fate=Fate.NODE_LOST, node_seen_at=renewed_at(lease))
 
@@ -232,33 +236,12 @@ class Metering:
         metrics.WATERMARK.set(self._complete_until.timestamp())
 
     def _running(self, heard: Mapping[Kind, datetime]) -> list[tuple[Pod, datetime]]:
-        """Return what runs or is bound, each with the time until which that is known.
-
-        The API shows a pod as running for minutes after its node has lost power.
-        """
-        self._look_at_nodes()
+        """Return what runs or is bound, each with the time until which that is known."""
         return [
-            (pod, min(heard[pod.kind], self._alive_until(pod) or heard[pod.kind]))
+            (pod, min(at, self._nodes.proves_until(pod, at) or at))
             for pod in self._feed.pods()
-            if pod.running and pod.kind in heard
+            if pod.running and (at := heard.get(pod.kind)) is not None
         ]
-
-    def _alive_until(self, pod: Pod) -> datetime | None:
-        """Return until when the node of a pod stands for it; None when it has none, or no Lease.
-
-        Before the first answer nobody has seen the pod run, however it looks.
-        """
-        if pod.node is None:
-            return None
-        return pod.created_at if self._alive is None else self._alive.get(pod.node)
-
-    def _look_at_nodes(self) -> None:
-        """Read the Leases of the nodes, at most every ten seconds; an old one is an early one."""
-        if self._ticks() - self._looked_at < NODES_SECONDS:
-            return
-        alive = self._cluster.nodes_seen_at()
-        if alive is not None:
-            self._alive, self._looked_at = alive, self._ticks()
 
     def _note_closed(self, closed: Mapping[Quality, int]) -> None:
         for quality, count in closed.items():
