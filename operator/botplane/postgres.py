@@ -21,7 +21,7 @@ from botplane.billing.pricebook import PriceBook
 from botplane.errors import Rejected, Retryable
 from botplane.kube.drift import digest
 from botplane.store.errors import translated_errors
-from botplane.store.pool import Role, open_pool
+from botplane.store.pool import Role, connect, open_pool
 from botplane.tenants import store as tenant_store
 from botplane.tenants.accounts import AccountState, TenantAccount
 from botplane.tenants.reconcile import Accounts
@@ -78,6 +78,7 @@ class Postgres:
     """
 
     def __init__(self, database_url: str, clock: Callable[[], datetime]) -> None:
+        self._url = database_url
         self._pool = open_pool(database_url, Role.OPERATOR)
         self._clock = clock
         self._registered: dict[UUID, str] = {}
@@ -123,7 +124,8 @@ class Postgres:
         is_back = bool(self._away)
         try:
             if is_back:
-                await self._ask(self._pool.check_connection)
+                await asyncio.to_thread(_knock, self._url)
+                self._away = ""
             reading = await self.call(_read, self._clock())
         except (Rejected, Retryable) as error:
             log.warning("Usage was not read", reason=error.reason, message=error.message)
@@ -192,21 +194,23 @@ class Postgres:
         """
         if self._away:
             raise Retryable(UNAVAILABLE, self._away)
-        return await self._ask(function, *arguments)
 
-    async def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
         def run() -> T:
             with translated_errors(), self._pool.connection() as conn:
                 return function(conn, *arguments)
 
         try:
-            answer = await asyncio.to_thread(run)
+            return await asyncio.to_thread(run)
         except Retryable as error:
             if error.reason == UNAVAILABLE:
                 self._away = error.message
             raise
-        self._away = ""
-        return answer
+
+
+def _knock(url: str) -> None:
+    """Return if Postgres answers: a pool would first wait for its own next attempt."""
+    with translated_errors(), connect(url):
+        pass
 
 
 def _is_first(last: dict[str, Any] | None, figures: dict[str, Any] | None) -> bool:

@@ -12,6 +12,7 @@ from psycopg_pool import ConnectionPool
 log = structlog.get_logger()
 
 CONNECT_TIMEOUT_SECONDS = 5
+RECONNECT_SECONDS = 2
 STATEMENT_TIMEOUT_SECONDS = 300
 _OPTIONS = f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout=30s"
 _KEYWORDS: dict[str, Any] = {
@@ -53,8 +54,8 @@ def open_pool(
         max_size=max_size,
         open=True,
         timeout=CONNECT_TIMEOUT_SECONDS,
-        # The pool's own attempts grow rarer for five minutes; who asks makes a new one.
-        reconnect_timeout=CONNECT_TIMEOUT_SECONDS,
+        # The pool's own attempts grow rarer, and as long as one is due, who asks waits for it.
+        reconnect_timeout=RECONNECT_SECONDS,
         check=ConnectionPool.check_connection,
         configure=lambda conn: become(conn, role),
         name="botplane",
