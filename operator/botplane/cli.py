@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from botplane.clock import utc_now
 from botplane.commands import finance, records
 from botplane.commands.asking import TenantName, ask, collection, told
 from botplane.settings import Settings
@@ -170,6 +171,13 @@ def isolation_check(
         typer.Option(help="Image with python3: try with pods of it if policies are enforced."),
     ] = None,
     output: OutputOption = Output.TABLE,
+    *,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record", help="Tell the operator what the pods found: NetworkIsolation of tenants."
+        ),
+    ] = False,
 ) -> None:
     """Attack your own cluster from a tenant's namespace, by dry runs; exit 1 if anything works.
 
@@ -177,11 +185,19 @@ def isolation_check(
     nobody can sign in as, in the tenant's namespace, removed again at the end. With --probe-image
     also a pod there, and two in a namespace of their own.
     """
-    from botplane.isolation import documents, probe
+    from botplane.isolation import documents, network, probe
     from botplane.isolation.calls import open_api
 
+    if record and probe_image is None:
+        raise typer.BadParameter("--record needs --probe-image: only pods can tell")
     with told():
-        outcomes = probe.check(open_api(), tenant, probe_image)
+        api = open_api()
+        outcomes = probe.check(api, tenant, probe_image)
+        for outcome in outcomes if record else ():
+            if outcome.attack.id == network.ROW.id and not network.record(
+                api, Settings().namespace, outcome, utc_now()
+            ):
+                typer.echo("Nothing was recorded: the probe proved nothing", err=True)
     render = documents.render_json if output is Output.JSON else documents.render_table
     typer.echo(render(outcomes))
     if not all(outcome.is_good for outcome in outcomes):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from uuid import UUID
 
 from botplane.api import labels as lb
+from botplane.api import network
+from botplane.api.conditions import ConditionStatus, Verdict
 from botplane.api.plan import PlanSpec
 from botplane.api.tenant import TenantSpec
 from botplane.bots.policy import Rights
 from botplane.bots.reconcile import TenantView
 from botplane.kube.client import KubeClient
 from botplane.kube.drift import digest
+from botplane.kube.errors import NotFoundError
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Ref
 from botplane.runtime.objects import Objects
@@ -20,6 +24,7 @@ from botplane.telemetry import metrics
 from botplane.tenants import capacity
 from botplane.tenants import policy as tenant_policy
 from botplane.tenants.accounts import AccountState, remembered
+from botplane.tenants.network import NOT_PROBED, network_verdict
 
 KINDS = ("Plan", "Tenant", "BotDeployment")
 CHILD_KINDS = (
@@ -242,3 +247,32 @@ class Commitments:
             if body is not None and amount is not None:
                 meta = body["metadata"]
                 yield capacity.Claim(meta["creationTimestamp"], meta["uid"], amount)
+
+
+class NetworkProbe:
+    """What the last probe of the network found, as it was recorded."""
+
+    def __init__(self, client: KubeClient, namespace: str) -> None:
+        self._client = client
+        self._record = Ref("ConfigMap", namespace, network.RECORD)
+        self._verdict = NOT_PROBED
+
+    def verdict(self) -> Verdict:
+        """Return the condition that it makes for every Tenant, as read last."""
+        return self._verdict
+
+    async def refresh(self) -> bool:
+        """Read the record; return whether it says something else than before.
+
+        Raises:
+            Rejected: It may not be read.
+            Retryable: The API server does not answer.
+        """
+        try:
+            record = await self._client.get(self._record)
+        except NotFoundError:
+            record = None
+        before, self._verdict = self._verdict, network_verdict(record)
+        told = {ConditionStatus.TRUE: 1.0, ConditionStatus.FALSE: 0.0}
+        metrics.NETWORK_POLICIES_ENFORCED.set(told.get(self._verdict.status, math.nan))
+        return self._verdict != before

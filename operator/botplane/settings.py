@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     overcommit: Literal["Warn", "Strict"] = "Warn"
     """What happens when plans promise more than the nodes can give. Warn: a condition and a metric
     tell. Strict: a new tenant waits for room."""
+    network_isolation: Literal["Warn", "Strict"] = "Warn"
+    """What happens until a probe has shown that the network enforces NetworkPolicies. Warn: a
+    condition and a metric tell. Strict: a new tenant waits."""
     purge_seconds: int = 600
     """How often namespaces of deleted tenants are looked at for the end of their retention."""
     master_key: SecretStr = SecretStr("")

@@ -34,7 +34,14 @@ from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Manifest, Ref, ref_of
 from botplane.postgres import Postgres
-from botplane.rooms import CHILD_KINDS, KINDS, OPTIONAL_KINDS, Commitments, Neighbours
+from botplane.rooms import (
+    CHILD_KINDS,
+    KINDS,
+    OPTIONAL_KINDS,
+    Commitments,
+    Neighbours,
+    NetworkProbe,
+)
 from botplane.runtime.cluster import Cluster
 from botplane.runtime.connection import Connection, connect
 from botplane.runtime.controller import Controller, Done, Reconcile
@@ -52,7 +59,7 @@ from botplane.settings import Settings
 from botplane.telemetry import metrics
 from botplane.telemetry.logs import configure
 from botplane.tenants.purge import purge
-from botplane.tenants.reconcile import Capacity, Site, TenantReconciler
+from botplane.tenants.reconcile import Capacity, Network, Site, TenantReconciler
 
 log = structlog.get_logger()
 
@@ -62,6 +69,7 @@ KEYS_SECONDS = 2.0
 FORECAST_SECONDS = 30.0
 MASTER_KEY_LENGTH = 32
 CAPACITY_SECONDS = 10.0
+NETWORK_SECONDS = 10.0
 SETTLE_SECONDS = 8.0
 
 
@@ -87,6 +95,7 @@ class Operator:
             utc_now,
         )
         self._commitments = Commitments(self._client, self._objects)
+        self._network = NetworkProbe(self._client, settings.namespace)
         self._status = StatusWriter(self._client, self._objects, utc_now)
         self._cluster = Cluster(
             self._client,
@@ -143,6 +152,7 @@ class Operator:
                 served = [kind for kind in OPTIONAL_KINDS if await self._client.serves(kind)]
                 self._child_kinds = (*CHILD_KINDS, *served)
                 await self._resync.round(KINDS, self._child_kinds)
+                await self._network.refresh()
             except (Rejected, Retryable) as error:
                 log.warning("Objects were not read", reason=error.reason, message=error.message)
                 await asyncio.sleep(1)
@@ -162,7 +172,7 @@ class Operator:
 
     async def _watch_children(self) -> None:
         watches = ChildWatches(self._client, self._resync, self._note, self._wake)
-        await watches.run(self._child_kinds)
+        await asyncio.gather(watches.run(self._child_kinds), self._follow_network())
 
     async def _lead(self) -> None:
         """Wait for the lease, then work until it is lost."""
@@ -205,6 +215,7 @@ class Operator:
             self._postgres.accounts(),
             site,
             Capacity(self._commitments.lacks_room_for, settings.overcommit == "Strict"),
+            Network(self._network.verdict, settings.network_isolation == "Strict"),
         )
         around = Surroundings(
             tenant_of=self._neighbours.tenant_of,
@@ -367,6 +378,29 @@ class Operator:
                 for key in self._neighbours.by_uid(changed):
                     self._add(key)
             await asyncio.sleep(CAPACITY_SECONDS)
+
+    async def _follow_network(self) -> None:
+        """Read what the last probe of the network found; tell all tenants when that changes.
+
+        A replica that waits for the lease reads it too: no tenant hears old news of a new leader.
+        """
+        while True:
+            await asyncio.sleep(NETWORK_SECONDS)
+            try:
+                changed = await self._network.refresh()
+            except (Rejected, Retryable) as error:
+                log.warning("Probe was not read", reason=error.reason, message=error.message)
+                continue
+            if changed:
+                found = self._network.verdict()
+                log.warning(
+                    "Network isolation changed",
+                    status=found.status,
+                    reason=found.reason,
+                    message=found.message,
+                )
+                for key in self._objects.keys("Tenant"):
+                    self._add(key)
 
     async def _purge(self) -> None:
         """Look every now and then for namespaces whose retention is over."""

@@ -25,7 +25,8 @@ DETAILS: Final = frozenset(
         "Exposed", "Isolated",
         "NamespaceCreated", "NamespaceNotReady", "NotApplied", "NotMetered", "NotRequested",
         "NotSuspended",
-        "PaymentOverdue", "PodsReady", "QuotaApplied", "QuotaOverPlan", "Scheduled", "SpendLimit",
+        "PaymentOverdue", "PodsReady", "PoliciesEnforced", "QuotaApplied", "QuotaOverPlan",
+        "Scheduled", "SpendLimit",
         "UsageLimit", "User", "WithinLimits", "WithinPlan",
     }
 )  # fmt: skip
@@ -113,6 +114,10 @@ REASONS: Final[dict[str, Reason]] = {
     ),
     "NotApplied": Reason("Waits for the other conditions."),
     "NotMetered": Reason("Nothing was metered yet."),
+    "NotProbed": Reason(
+        "Nobody has tried whether the network enforces NetworkPolicies.",
+        "Run `botplane isolation-check --probe-image <image> --record`.",
+    ),
     "NotRequested": Reason("Nothing asks for it."),
     "NotSuspended": Reason("Nothing asks for a suspension."),
     "ObjectTerminating": Reason("An object is being deleted and will be made again."),
@@ -146,7 +151,15 @@ REASONS: Final[dict[str, Reason]] = {
     "PodsNotReady": Reason("The pods do not become ready.", "Look at `kubectl describe pod`."),
     "PodsReady": Reason("All replicas are ready."),
     "PodsStarting": Reason("Replicas are starting."),
+    "PoliciesEnforced": Reason(
+        "The network enforces NetworkPolicies, as the last recorded probe found."
+    ),
     "PriceInvalid": Reason("A price cannot be right.", "Change what the message names."),
+    "ProbeFailed": Reason(
+        "The network ignores NetworkPolicies: a probe reached a pod that they close.",
+        "Install a network plugin that enforces them, then run "
+        "`botplane isolation-check --probe-image <image> --record`.",
+    ),
     "Provisioned": Reason("Everything is set up as the plan says."),
     "Published": Reason("The prices are in force."),
     "QuotaApplied": Reason("Quota and limits are those of the plan."),

@@ -2,6 +2,7 @@
 
 One listens in the tenant's namespace, behind its policies; one listens and one calls in a namespace
 of the check's own, where no policy is. The caller must reach its neighbour and not the tenant's.
+The outcome is recorded where the operator reads it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
+from botplane.api import labels as lb
+from botplane.api import network
 from botplane.errors import Rejected, Retryable
 from botplane.isolation.attacks import (
+    OK,
     Actor,
     Attack,
     Call,
@@ -24,6 +29,7 @@ from botplane.isolation.attacks import (
     Verdict,
     create,
     delete,
+    patch,
 )
 from botplane.isolation.calls import Api
 
@@ -66,12 +72,13 @@ sys.exit({ENFORCED} if opens(control) else {UNKNOWN})
 T = TypeVar("T")
 
 
-def probe_network(api: Api, scene: Scene, image: str) -> Outcome:
+def probe_network(api: Api, scene: Scene | None, image: str) -> Outcome:
     """Try to reach a tenant's pod from outside, and return what became of row ISO-076.
 
     Args:
         api: The cluster, as a cluster-admin.
-        scene: The tenant.
+        scene: The tenant; None where there is none yet: a namespace of the check's own that denies
+            all traffic stands in for its.
         image: One with `python3` that the cluster can pull.
 
     Raises:
@@ -81,13 +88,47 @@ def probe_network(api: Api, scene: Scene, image: str) -> Outcome:
     mark = f"isolation-check-{secrets.token_hex(4)}"
     with (
         _namespace(api, mark),
+        nullcontext(scene.namespace) if scene else _denied(api, f"{mark}-denied") as behind,
         _pod(api, mark, "listener", image, ("python3", "-c", LISTEN)) as control,
-        _pod(api, scene.namespace, mark, image, ("python3", "-c", LISTEN)) as closed,
+        _pod(api, behind, mark, image, ("python3", "-c", LISTEN)) as closed,
     ):
         addresses = [_address(api, path) for path in (control, closed)]
         calling = ("python3", "-c", CALL, *addresses)
         with _pod(api, mark, "caller", image, calling) as caller:
             return judged(_exit_code(api, caller))
+
+
+def record(api: Api, namespace: str, outcome: Outcome, now: datetime) -> bool:
+    """Record what a probe found for the operator; return whether it had found anything.
+
+    Args:
+        api: The cluster, as a cluster-admin.
+        namespace: That of the operator.
+        outcome: What became of row ISO-076. One that was skipped proves nothing: what the probe
+            before it found stays.
+        now: Time of the probe, UTC.
+
+    Raises:
+        Rejected: The record is refused.
+        Retryable: The API server does not answer.
+    """
+    found = {Verdict.REFUSED: network.ENFORCED, Verdict.BREACH: network.IGNORED}
+    if outcome.verdict not in found:
+        return False
+    path = f"/api/v1/namespaces/{namespace}/configmaps"
+    content = {
+        "metadata": {"name": network.RECORD, "labels": {lb.PART_OF: "botplane"}},
+        "data": {
+            network.POLICIES: found[outcome.verdict],
+            network.PROBED_TIME: f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        },
+    }
+    answer = api.send(create(Actor.ADMIN, path, content))
+    if answer.status == HTTPStatus.CONFLICT:
+        answer = api.send(patch(Actor.ADMIN, f"{path}/{network.RECORD}", content))
+    if answer.status not in OK:
+        raise Rejected("RecordRefused", f"{path}: {answer.message}")
+    return True
 
 
 def judged(code: int) -> Outcome:
@@ -112,6 +153,19 @@ def _namespace(api: Api, name: str) -> Iterator[None]:
         yield
     finally:
         api.send(delete(Actor.ADMIN, f"{path}/{name}"))
+
+
+@contextmanager
+def _denied(api: Api, name: str) -> Iterator[str]:
+    """Make a namespace that denies all traffic, as a tenant's does; yield its name."""
+    denial = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    path = f"/apis/networking.k8s.io/v1/namespaces/{name}/networkpolicies"
+    with _namespace(api, name):
+        _made(
+            api,
+            create(Actor.ADMIN, path, {"metadata": {"name": "default-deny"}, "spec": denial}),
+        )
+        yield name
 
 
 @contextmanager

@@ -47,12 +47,16 @@ def check(api: Api, tenant: str | None, probe_image: str | None = None) -> list[
         api: The cluster, as somebody who may impersonate and has the verb bypass.
         tenant: Name of the tenant; None takes the first.
         probe_image: An image with `python3`, to try the network with pods of it; None does not.
+            While no tenant is set up this row is the only one.
 
     Raises:
         Rejected: There is no such tenant, or a call that the check needs is refused.
         Retryable: The API server does not answer.
     """
-    scene = scene_of(api, tenant)
+    chosen = tenant or _first_isolated(api)
+    if chosen is None and probe_image is not None:
+        return [probe_network(api, None, probe_image)]
+    scene = scene_of(api, chosen)
     with granted(api, scene) as acting:
         outcomes = run(acting, scene, all_attacks(scene))
     if probe_image is None:
@@ -99,6 +103,16 @@ def scene_of(api: Api, tenant: str | None) -> Scene:
             if text
         ),
     )
+
+
+def _first_isolated(api: Api) -> str | None:
+    """Return the first tenant that has something to be attacked."""
+    items = (api.read(f"{BOTPLANE}/tenants") or {}).get("items", ())
+    for item in items:
+        conditions = item.get("status", {}).get("conditions", ())
+        if any((c["type"], c["status"]) == ("IsolationReady", "True") for c in conditions):
+            return str(item["metadata"]["name"])
+    return None
 
 
 def _workload(api: Api, namespace: str) -> tuple[str, str, str]:

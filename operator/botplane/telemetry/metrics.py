@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import Counter, Gauge, Histogram
 
 API_REQUESTS = Counter(
@@ -39,5 +41,11 @@ COMMITTED = Gauge(
     "What all plans promise, as a share of what the nodes can give, by resource.",
     ["resource"],
 )
+NETWORK_POLICIES_ENFORCED = Gauge(
+    "botplane_network_policies_enforced",
+    "1 when the last recorded probe found that the network enforces NetworkPolicies, 0 when it "
+    "found that it ignores them, NaN when there is none.",
+)
+NETWORK_POLICIES_ENFORCED.set(math.nan)
 OBJECTS = Gauge("botplane_objects", "Custom resources known, by kind.", ["kind"])
 READY = Gauge("botplane_ready", "Custom resources by kind and Ready condition.", ["kind", "status"])

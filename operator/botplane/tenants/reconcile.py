@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from botplane.api import labels as lb
-from botplane.api.conditions import Finding
+from botplane.api.conditions import ConditionStatus, Finding, Verdict
 from botplane.api.plan import PlanSpec
 from botplane.api.tenant import DeletionProtection, TenantSpec
 from botplane.clock import utc_now
@@ -26,6 +26,7 @@ from botplane.runtime.controller import Done
 from botplane.tenants import manifests, policy
 from botplane.tenants.accounts import AccountState, TenantAccount, remembered
 from botplane.tenants.capacity import insufficient
+from botplane.tenants.network import news
 from botplane.tenants.status import Progress, tenant_verdicts
 
 KINDS = frozenset(
@@ -64,6 +65,16 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class Network:
+    """What is known of the network that tenants share."""
+
+    verdict: Callable[[], Verdict]
+    """Whether it was seen to enforce policies, as the condition of a Tenant."""
+    strict: bool
+    """New tenants wait until it was."""
+
+
+@dataclass(frozen=True)
 class Site:
     """Where the operator itself runs, and what this installation offers to tenants."""
 
@@ -84,8 +95,10 @@ class TenantReconciler:
         accounts: Accounts,
         site: Site,
         capacity: Capacity,
+        network: Network,
     ) -> None:
         self._capacity = capacity
+        self._network = network
         self._cluster = cluster
         self._accounts = accounts
         self._site = site
@@ -103,7 +116,8 @@ class TenantReconciler:
         account = account or remembered(body.get("status") or {})
         annotations = body["metadata"].get("annotations", {})
         suspended = policy.suspensions(spec, annotations, account.holds, plan)
-        progress = Progress(suspended=suspended, account=account)
+        network = self._network.verdict()
+        progress = Progress(suspended=suspended, account=account, network=network)
         if plan is None:
             plans = [key[2] for key in self._cluster.objects.keys("Plan")]
             progress.blocked = policy.plan_not_found(spec.plan_ref.name, plans)
@@ -112,24 +126,28 @@ class TenantReconciler:
             progress.beyond_plan = policy.plan_findings(spec, plan, bots)
             progress.blocked = next(iter(policy.spec_findings(spec, plan)), None)
         if progress.blocked is None and plan is not None:
-            self._check_capacity(body, progress)
-            if not progress.waits_for_capacity:
+            self._check_cluster(body, progress)
+            if progress.waits_for is None:
                 context = self._context(body, spec, plan, suspended=bool(suspended))
                 await self._set_up(body, context, progress)
         progress.changed |= await self._report(body, spec, plan, progress)
         # What is not ours is not watched, nor is what a quota counts.
-        unwatched = progress.conflict or progress.quota_excess or progress.waits_for_capacity
+        unwatched = progress.conflict or progress.quota_excess or progress.waits_for
         after = LOOK_AGAIN_SECONDS if unwatched else None
         return Done(changed=progress.changed, retry=progress.retry, after_seconds=after)
 
-    def _check_capacity(self, body: Manifest, progress: Progress) -> None:
+    def _check_cluster(self, body: Manifest, progress: Progress) -> None:
+        """Note what the cluster lacks; where it is strict, a new tenant waits for it."""
         meta = body["metadata"]
-        if not self._capacity.lacks_room_for(meta["uid"]):
+        if self._capacity.lacks_room_for(meta["uid"]):
+            progress.capacity = insufficient(body["spec"]["planRef"]["name"])
+        if self._cluster.children.get(Ref("Namespace", "", lb.tenant_namespace(meta["name"]))):
             return
-        progress.capacity = insufficient(body["spec"]["planRef"]["name"])
-        space = Ref("Namespace", "", lb.tenant_namespace(meta["name"]))
-        is_new = self._cluster.children.get(space) is None
-        progress.waits_for_capacity = is_new and self._capacity.strict
+        network = progress.network
+        if self._network.strict and network.status is not ConditionStatus.TRUE:
+            progress.waits_for = Finding(network.reason, network.message)
+        elif self._capacity.strict:
+            progress.waits_for = progress.capacity
 
     async def _set_up(self, body: Manifest, context: manifests.Context, progress: Progress) -> None:
         boundary = Boundary(KINDS, context.namespace)
@@ -219,7 +237,12 @@ class TenantReconciler:
             fields["bots"] = self._bots(name, policy.entitlements(spec, plan).max_bots)
         fields["usage"] = progress.account.usage
         fields["suspendedFor"] = [s.reason for s in progress.suspended]
-        return await self._cluster.status.write(body, tenant_verdicts(progress), fields)
+        written = await self._cluster.status.write(body, tenant_verdicts(progress), fields)
+        finding = news(progress.network, body.get("status") or {})
+        # Who waits for the network has been told so with Ready.
+        if written and finding is not None and progress.waits_for is None:
+            await self._cluster.status.warn(body, finding)
+        return written
 
     def _bots(self, name: str, limit: int) -> dict[str, int]:
         namespace = lb.tenant_namespace(name)

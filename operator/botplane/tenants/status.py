@@ -9,6 +9,7 @@ from botplane.api.conditions import Finding, Outcome, Verdict, summarize
 from botplane.errors import Rejected, Retryable
 from botplane.kube.resources import Ref
 from botplane.tenants.accounts import LIMITS_UNKNOWN, AccountState
+from botplane.tenants.network import NOT_PROBED
 from botplane.tenants.policy import Suspension
 
 STEPS: Mapping[str, tuple[str, frozenset[str]]] = {
@@ -44,8 +45,10 @@ class Progress:
     account: AccountState = field(default_factory=AccountState)
     capacity: Finding | None = None
     """What to tell when the cluster cannot hold the plan beside those of older tenants."""
-    waits_for_capacity: bool = False
-    """Nothing is set up until there is room (strict mode)."""
+    network: Verdict = NOT_PROBED
+    """Whether the network was seen to enforce policies."""
+    waits_for: Finding | None = None
+    """Why nothing is set up yet (strict modes)."""
     quota_excess: Finding | None = None
     """What was in use when the quota would have fallen below it."""
     changed: bool = False
@@ -71,6 +74,7 @@ def tenant_verdicts(progress: Progress) -> list[Verdict]:
         *steps,
         _billing(progress),
         _capacity(progress),
+        progress.network,
         _within_plan(progress),
         progress.account.limits or LIMITS_UNKNOWN,
         _suspended(progress),
@@ -85,8 +89,8 @@ def _ready(progress: Progress) -> list[Verdict]:
     wrong = [f for f in progress.beyond_plan if f.reason != "BotLimitReached"]
     if progress.blocked is not None:
         return summarize(Outcome.STALLED, *progress.blocked)
-    if progress.waits_for_capacity and progress.capacity is not None:
-        return summarize(Outcome.IN_PROGRESS, *progress.capacity)
+    if progress.waits_for is not None:
+        return summarize(Outcome.IN_PROGRESS, *progress.waits_for)
     if refused:
         return summarize(Outcome.STALLED, *refused[0])
     if not progress.quota_computed:
@@ -109,8 +113,8 @@ def _step(type_: str, progress: Progress) -> Verdict:
     done, kinds = STEPS[type_]
     if progress.blocked is not None:
         return Verdict.fails(type_, progress.blocked)
-    if progress.waits_for_capacity and progress.capacity is not None:
-        return Verdict.waits(type_, *progress.capacity)
+    if progress.waits_for is not None:
+        return Verdict.waits(type_, *progress.waits_for)
     errors = [error for ref, error in progress.failed.items() if ref.kind in kinds]
     if errors:
         return Verdict.fails(type_, Finding(errors[0].reason, errors[0].message))
@@ -124,8 +128,8 @@ def _step(type_: str, progress: Progress) -> Verdict:
 def _billing(progress: Progress) -> Verdict:
     if progress.blocked is not None:
         return Verdict.fails("BillingReady", progress.blocked)
-    if progress.waits_for_capacity and progress.capacity is not None:
-        return Verdict.waits("BillingReady", *progress.capacity)
+    if progress.waits_for is not None:
+        return Verdict.waits("BillingReady", *progress.waits_for)
     if progress.billing is not None:
         finding = Finding(progress.billing.reason, progress.billing.message)
         return Verdict.fails("BillingReady", finding)

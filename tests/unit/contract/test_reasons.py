@@ -38,7 +38,7 @@ def test_every_explained_reason_is_one_of_the_code() -> None:
 
 TYPES = {
     "Ready", "Stalled", "Reconciling", "WorkloadAvailable", "BillingReady", "PricesPublished",
-    "BackupScheduled", "NamespaceReady", "IsolationReady", "AccessReady",
+    "BackupScheduled", "NamespaceReady", "IsolationReady", "AccessReady", "NetworkIsolation",
 }  # fmt: skip
 """Types of conditions, which stand beside reasons in the same calls."""
 

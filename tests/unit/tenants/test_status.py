@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from botplane.api.conditions import Finding, merge
 from botplane.errors import Rejected, Retryable
 from botplane.kube.resources import Ref
+from botplane.tenants.network import ENFORCED, NOT_PROBED, PROBE_FAILED
 from botplane.tenants.policy import Suspension
 from botplane.tenants.status import Progress, tenant_verdicts
 from tests.support import kstatus
@@ -19,12 +20,13 @@ from tests.support import kstatus
 NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
 KNOWN = {
     "Ready", "NamespaceReady", "QuotaApplied", "IsolationReady", "AccessReady", "BillingReady",
-    "WithinPlan", "WithinLimits", "Suspended", "CapacityReserved",
+    "WithinPlan", "WithinLimits", "Suspended", "CapacityReserved", "NetworkIsolation",
 }  # fmt: skip
 NO_PLAN = Finding("PlanNotFound", 'Plan "gold" does not exist')
 TOO_MANY = Finding("BotLimitReached", "11 bots are declared and 10 are allowed")
 TOO_HIGH = Finding("OverrideNotAllowed", "spec.overrides.maxBots is 99")
 LATER, NEVER = Retryable("APIServerError", "later"), Rejected("Conflict", "exists")
+NO_ROOM = Finding("InsufficientCapacity", "The nodes cannot hold it")
 BY_USER = Suspension("User", "spec.suspend is true")
 SPACE = Ref("Namespace", "", "tenant-acme")
 
@@ -56,6 +58,15 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "billing refuses": ({"billing": NEVER}, "Failed", "Conflict"),
     "a write is refused": ({"failed": {ref("RoleBinding"): NEVER}}, "Failed", "Conflict"),
     "a write has to wait": ({"failed": {SPACE: LATER}}, "InProgress", "APIServerError"),
+    "a network that ignores policies fails no tenant that is there": (
+        {"network": PROBE_FAILED}, "Current", "Provisioned",
+    ),
+    "a strict cluster without room": (
+        {"capacity": NO_ROOM, "waits_for": NO_ROOM}, "InProgress", "InsufficientCapacity",
+    ),
+    "a strict cluster whose network nobody probed": (
+        {"waits_for": Finding(NOT_PROBED.reason, NOT_PROBED.message)}, "InProgress", "NotProbed",
+    ),
     "one refused, one has to wait": (
         {"failed": {SPACE: LATER}, "billing": NEVER}, "Failed", "Conflict",
     ),
@@ -81,6 +92,9 @@ PROGRESS = st.builds(
     quota_computed=st.booleans(),
     beyond_plan=st.lists(st.sampled_from([TOO_MANY, TOO_HIGH]), max_size=2),
     suspended=st.sampled_from([(), (BY_USER,)]),
+    network=st.sampled_from([NOT_PROBED, ENFORCED, PROBE_FAILED]),
+    capacity=st.none() | st.just(NO_ROOM),
+    waits_for=st.none() | st.just(NO_ROOM),
 )
 
 
