@@ -7,7 +7,9 @@ import hashlib
 import hmac
 import json
 from collections import Counter
-from typing import Any
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, NamedTuple
 
 from tests.support.controlplane import audit
 from tests.support.installation import MASTER_KEY, OPERATOR_USER
@@ -54,28 +56,51 @@ def difference(expected: State, found: State) -> list[str]:
     return sorted(lines)
 
 
-def changes(world: World, token: str, since: int) -> Counter[str]:
-    """Count what the operator created and deleted for a tenant, from the audit log.
+class Changes(NamedTuple):
+    """What the operator created and deleted for a tenant."""
+
+    done: Counter[str]
+    unsure: Counter[str]
+    """What was under way when the operator was killed: it may have been done, answered by 504."""
+
+    def difference(self, expected: Changes) -> list[str]:
+        """Return what was done too often and too seldom, as lines to read."""
+        more = self.done - expected.done
+        less = expected.done - self.done - self.unsure
+        lines = [f"too often: {dict(more)}"] * bool(more)
+        return [*lines, *[f"too seldom: {dict(less)}"] * bool(less)]
+
+
+def changes(world: World, token: str, since: int) -> Changes:
+    """Count what the operator created and deleted for a tenant, from the audit log."""
+    log = world.installed.cluster.audit_log
+    assert log is not None
+    return counted(audit.requests(log, user=OPERATOR_USER, since=since), token)
+
+
+def counted(requests: Iterable[audit.Request], token: str) -> Changes:
+    """Count what was created and deleted for a tenant.
 
     Who has lost the answer to a DELETE asks again: of what is going already that changes nothing.
     """
-    log = world.installed.cluster.audit_log
-    assert log is not None
     counts: Counter[str] = Counter()
+    unsure: Counter[str] = Counter()
     going: set[str] = set()
-    for request in audit.requests(log, user=OPERATOR_USER, since=since):
+    for request in requests:
         if token not in f"{request.namespace}/{request.name}" or request.resource == "events":
             continue
         if (request.resource, request.name) in EITHER_MAKES:
             continue
         what = f"{request.resource} {request.name}".replace(token, "NAME")
-        if request.is_write and request.code == 201:
+        if request.code == HTTPStatus.GATEWAY_TIMEOUT and not request.subresource:
+            unsure[f"{'delete' if request.verb == 'delete' else 'create'} {what}"] += 1
+        elif request.is_write and request.code == 201:
             counts[f"create {what}"] += 1
             going.discard(what)
         elif request.verb == "delete" and request.code < 300 and what not in going:
             counts[f"delete {what}"] += 1
             going.add(what)
-    return counts
+    return Changes(counts, unsure)
 
 
 def _title(body: dict[str, Any], token: str) -> str:

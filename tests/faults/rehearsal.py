@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -38,7 +37,7 @@ class Reference:
 
     writes: tuple[Call, ...]
     state: oracle.State
-    changes: Counter[str]
+    changes: oracle.Changes
 
 
 @dataclass(frozen=True)
@@ -230,11 +229,7 @@ class Stage:
             until(over, within=CONVERGED_WITHIN, what="the end state", every=0.3)
         except NotInTimeError:
             return oracle.difference(reference.state, oracle.end_state(self._world, place.name))
-        found = oracle.changes(self._world, place.name, since)
-        more, less = found - reference.changes, reference.changes - found
-        return [f"too often: {dict(more)}"] * bool(more) + [f"too seldom: {dict(less)}"] * bool(
-            less
-        )
+        return oracle.changes(self._world, place.name, since).difference(reference.changes)
 
     def _tidied(self, places: Iterable[Place]) -> None:
         """Let what was made go; nobody waits for it."""
