@@ -59,6 +59,8 @@ CAUGHT_BY = {
     "estimated-in-silence": f"{FAULTS}metering_alert.py",
     "hold-not-heard": f"{CLUSTER}lifecycle.py::test_a_deleted_tenants_namespace_is_kept_and_its_"
     "name_is_not_free",
+    "unproven-isolation-is-believed": f"{CLUSTER}network_isolation.py::test_where_isolation_must_"
+    "be_proven_only_new_tenants_wait_for_it",
     "hold-comes-too-late": f"{CLUSTER}lifecycle.py::test_a_hold_that_is_set_while_a_tenant_goes_"
     "keeps_its_namespace",
 }

@@ -353,6 +353,13 @@ def hold_comes_too_late() -> None:
     put(TenantReconciler, "_dissolve", wrong)
 
 
+@bug
+def unproven_isolation_is_believed() -> None:
+    from botplane.tenants import network
+
+    put(network, "NOT_PROBED", network.ENFORCED)
+
+
 def apply() -> None:
     """Put the bug in that the environment names, if any."""
     if name := os.environ.get("BOTPLANE_SEEDED_BUG"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from botplane.clock import utc_now
 from botplane.isolation.attacks import Verdict
 from botplane.isolation.calls import open_api
-from botplane.isolation.network import probe_network
+from botplane.isolation.network import probe_network, record
 from botplane.isolation.probe import scene_of
 from tests.node.figures import Figures
 from tests.node.python_image import import_python
-from tests.support.world import World
+from tests.support.world import World, tenant_key
 
 
 def test_iso_076_a_network_that_enforces_no_policies_is_found_out(
@@ -21,13 +22,19 @@ def test_iso_076_a_network_that_enforces_no_policies_is_found_out(
     scene = scene_of(api, tenant)
 
     enforced = probe_network(api, scene, image)
+    told = tenant_key(tenant)
     # Policies exist as before, and nobody makes rules of them for new pods.
     cluster.kill9("kube-router")
     try:
         ignored = probe_network(api, scene, image)
+        assert record(api, "botplane-system", ignored, utc_now())
+        world.wait_for(told, "NetworkIsolation", "ProbeFailed", 30)
     finally:
         cluster.restart("kube-router")
-    again = probe_network(api, scene, image)
+    # As in a strict cluster, where no tenant is set up before this is proven.
+    again = probe_network(api, None, image)
+    assert record(api, "botplane-system", again, utc_now())
+    world.wait_for(told, "NetworkIsolation", "PoliciesEnforced", 30)
 
     verdicts = [outcome.verdict for outcome in (enforced, ignored, again)]
     figures.add("network probe: with policies, without, with", ", ".join(verdicts))
