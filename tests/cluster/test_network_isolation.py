@@ -49,7 +49,9 @@ def test_a_network_that_ignores_policies_is_told_and_fires_the_alert(
         "NotProbed",
     )
 
+    world.installed.kill9("operator")
     assert found(admin, OPEN)
+    world.installed.start("operator")
     body = world.wait_for(tenant_key(tenant), "NetworkIsolation", "ProbeFailed", 30)
     scrapes.append(scraped(world))
     late = world.tenant()

@@ -34,6 +34,15 @@ for words in ([], ["operator"], ["metering"], ["migrate"], ["invoice"], ["usage"
 """
 
 
+RECORD = """
+from typer.testing import CliRunner
+from botplane.cli import app
+result = CliRunner().invoke(app, ["isolation-check", "--record"])
+assert result.exit_code == 2, result.output
+assert "--probe-image" in result.output
+"""
+
+
 INVOICE = """
 from typer.testing import CliRunner
 from botplane.cli import app
@@ -48,9 +57,16 @@ assert result.exit_code == 1, result.output
         (INVOICE, {"kopf", "kubernetes", "aiohttp"}),
         ("import botplane.wiring", {"kubernetes", "pykube", "typer"}),
         ("import botplane.metering.reconcile", {"kopf", "aiohttp", "jinja2"}),
+        (RECORD, {"kopf", "psycopg", "aiohttp"}),
         (HELP, {"kopf", "kubernetes", "psycopg", "aiohttp"}),
     ],
-    ids=["botplane invoice", "operator", "metering", "help needs no database"],
+    ids=[
+        "botplane invoice",
+        "operator",
+        "metering",
+        "a record needs a probe",
+        "help needs no database",
+    ],
 )
 def test_a_process_starts_and_loads_only_what_it_needs(statement: str, absent: set[str]) -> None:
     loaded = set(run("-c", LOADED.format(statement=statement)).split())
