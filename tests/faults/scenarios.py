@@ -46,8 +46,9 @@ class Place:
                 self.world.api.create(path, body)
             except urllib.error.HTTPError as error:
                 error.close()
-                # The namespace, or what admission asks for in it, is still being made.
-                if error.code not in {403, 404, 422}:
+                # The namespace, or what admission asks for in it, is still being made; 409 is its
+                # quota being counted at that moment, which users are asked to try again, too.
+                if error.code not in {403, 404, 409, 422}:
                     raise
                 return False
             return True
@@ -182,7 +183,7 @@ def conflict(at: Place) -> None:
 def drift(at: Place) -> None:
     at.world.delete("NetworkPolicy", at.namespace, "default-deny")
     at.world.delete("Service", at.namespace, "bot")
-    at.world.patch("ConfigMap", at.namespace, "bot", {"data": {"config.json": "{}"}})
+    at.world.patch("ConfigMap", at.namespace, "bot", {"data": {"config.json": "not so"}})
     at.world.patch("ResourceQuota", at.namespace, "plan", {"spec": {"hard": {"pods": "1"}}})
 
 
