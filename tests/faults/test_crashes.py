@@ -16,6 +16,8 @@ from tests.support.world import World
 SAMPLED = 6
 AT_ONCE = 12
 """Each point holds one of the operator's sixteen workers until all have come to theirs."""
+AGAIN_AT_ONCE = 4
+"""A status that is written often is written less often while many workers are held."""
 LEAST_REACHED = 0.9
 
 
@@ -43,7 +45,7 @@ def test_killed_at_any_write_it_ends_where_it_would_have_ended(
             print(f"\n{time.monotonic() - began:4.0f} s: {_told(outcomes)}", end="", flush=True)
             for outcome in found:
                 print(f"\n  {outcome.point}: {outcome.faults}" * bool(outcome.faults), end="")
-        for batch in batches([o.point for o in outcomes if not o.reached]):
+        for batch in batches([o.point for o in outcomes if not o.reached], AGAIN_AT_ONCE):
             # Such a write came sooner or later than the rule was there for: once more.
             outcomes = [o for o in outcomes if o.faults or o.point not in batch]
             outcomes += stage.killed(batch)
@@ -57,10 +59,10 @@ def test_killed_at_any_write_it_ends_where_it_would_have_ended(
     assert reached >= LEAST_REACHED * len(outcomes)
 
 
-def batches(points: list[Point]) -> Iterator[list[Point]]:
+def batches(points: list[Point], at_once: int = AT_ONCE) -> Iterator[list[Point]]:
     """Yield points that are tried side by side, each with a tenant of its own."""
-    for start in range(0, len(points), AT_ONCE):
-        yield points[start : start + AT_ONCE]
+    for start in range(0, len(points), at_once):
+        yield points[start : start + at_once]
 
 
 def _told(outcomes: list[Outcome]) -> str:
