@@ -137,9 +137,9 @@ def usage(
     *,
     watch: Annotated[bool, typer.Option("--watch", help="Show where it stands, live.")] = False,
 ) -> None:
-    """Show what each bot used, to the second, and an estimate of what the period will cost."""
+    """Show what each bot used, the cost so far, and an estimate of the whole period."""
     from botplane.usage import documents, store
-    from botplane.usage.forecast.store import forecast_by_name, forecast_of
+    from botplane.usage.forecast.store import forecast_of, outlook
 
     while watch:
         stand, forecast, now = ask(
@@ -156,9 +156,12 @@ def usage(
     render = documents.render_json if output is Output.JSON else documents.render_table
     typer.echo(render(bots))
     if period is None and output is Output.TABLE:
-        forecast = ask(lambda conn, now: forecast_by_name(conn, tenant, now))
-        if forecast is not None:
-            typer.echo(f"\n{documents.render_forecast(forecast)}")
+        seen = ask(lambda conn, now: outlook(conn, tenant, now))
+        if seen is not None:
+            stand, forecast = seen
+            typer.echo(f"\n{documents.render_cost(stand)}")
+            if forecast is not None:
+                typer.echo(documents.render_forecast(forecast))
 
 
 @app.command("isolation-check")

@@ -14,6 +14,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from botplane.billing.adjustments.store import OneOffTerms, Order, charge_one_off
 from botplane.billing.payments.run import collect
 from botplane.billing.run import billing_run
 from botplane.billing.store import publish_plan
@@ -97,6 +98,29 @@ def test_usage_comes_with_an_estimate_of_the_whole_period(
     assert amounts[1] >= Decimal(usage["cost"]).quantize(Decimal("0.01"))
     assert estimate["quality"] == "estimated"
     assert estimate["asOf"] == usage["asOf"]
+
+
+def test_one_off_charge_is_in_the_cost_so_far_and_has_its_own_name(
+    web: Web, conn: psycopg.Connection[Any], migrated: str
+) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    publish_plan(conn, a_plan(fee="0.00"), now)
+    account = an_account(subscription_start=now)
+    register_tenant(conn, account, now)
+    order = Order(tenant="acme", actor="ana", now=now)
+    charge_one_off(conn, order, OneOffTerms(reference="r", amount="250.05", description="Help"))
+
+    _, usage = read(web, "/v1/usage", a_key(conn, account.tenant_id, scopes=READ))
+    shown = subprocess.run(
+        [BOTPLANE, "usage", "acme"],
+        env=os.environ | {"DATABASE_URL": migrated},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert (usage["cost"], usage["oneOffs"]) == ("250.05", "250.05")
+    assert f"period {usage['period']} so far: 250.05 USD (one-off charges 250.05)." in shown.stdout
 
 
 def test_trades_of_bots_become_trades_of_the_bill(

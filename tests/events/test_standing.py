@@ -92,6 +92,7 @@ def charged(conn: psycopg.Connection[Any], stand: Standing, now: datetime) -> di
 def said(stand: Standing) -> dict[str, Decimal]:
     amounts = {meter.meter: meter.cost for meter in stand.meters}
     amounts |= {"subscription": stand.fee, "commission": stand.commission}
+    amounts["one_off"] = stand.one_offs
     return {name: amount for name, amount in amounts.items() if amount}
 
 
@@ -125,7 +126,7 @@ def test_standing_equals_the_charges_in_a_random_world(
 def _use_more(
     conn: psycopg.Connection[Any], random_: random.Random, tenants: list[UUID], now: datetime
 ) -> None:
-    """Record events and runs, close runs, and correct the ends of some."""
+    """Record events, runs and one-off charges, close runs, and correct the ends of some."""
     batches = []
     for tenant_id in tenants:
         bot_id = uuid4()
@@ -139,6 +140,8 @@ def _use_more(
             for _ in range(random_.randrange(6))
         ]
         batches.append(Batch(tenant_id=tenant_id, bot_id=bot_id, events=events))
+        if random_.random() < 0.3:
+            charge_beside_the_plan(conn, tenant_id, random_, now)
         start = (now - timedelta(days=random_.randrange(1, 30))).replace(microsecond=0)
         run = Run(start=start, end=start + timedelta(seconds=random_.randrange(90_000)))
         record_runs(conn, tenant_id, [replace(run, bot_id=bot_id, mem_bytes=123_456_789)])
@@ -150,6 +153,22 @@ def _use_more(
         UPDATE runtime_interval SET ended_at = started_at + (ended_at - started_at) / 2
         WHERE ended_at IS NOT NULL AND hashtext(pod_uid::text) % 7 = 0
     """)
+
+
+def charge_beside_the_plan(
+    conn: psycopg.Connection[Any], tenant_id: UUID, random_: random.Random, now: datetime
+) -> None:
+    conn.execute(
+        "INSERT INTO one_off (tenant_id, reference, period, description, amount_minor, charged_at)"
+        " SELECT tenant_id, %(reference)s, period, 'Help', %(minor)s, %(now)s FROM billing_period"
+        " WHERE tenant_id = %(tenant)s AND starts_at <= %(now)s AND ends_at > %(now)s",
+        {
+            "reference": f"r-{random_.randrange(10**12)}",
+            "minor": random_.randrange(1, 10**6),
+            "tenant": tenant_id,
+            "now": now,
+        },
+    )
 
 
 def test_running_bots_and_volumes_count_up_to_the_second(

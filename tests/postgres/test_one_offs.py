@@ -28,6 +28,10 @@ from botplane.billing.store import publish_plan
 from botplane.billing.voids.store import VoidTerms, void_invoice
 from botplane.errors import Rejected, Retryable
 from botplane.tenants.store import close_tenant, register_tenant
+from botplane.usage.documents import standing_document
+from botplane.usage.forecast.store import outlook
+from botplane.usage.standing import LimitState
+from botplane.usage.store import enforce_limits, standing_of
 from tests.support.billing import (
     a_plan,
     an_account,
@@ -81,6 +85,45 @@ def test_charge_is_on_the_next_invoice_and_on_no_other(conn: psycopg.Connection[
     assert (line.key, str(line.exact.normalize())) == ("one_off/setup-7", "250.05")
     assert line.detail == {"description": "Help with the first bots"}
     assert reconcile(conn, OCT, JAN) == []
+
+
+@pytest.mark.usefixtures("acme")
+def test_charge_counts_once_where_its_tenant_stands_and_in_what_is_foreseen(
+    conn: psycopg.Connection[Any],
+) -> None:
+    charge_one_off(conn, replace(ORDER, now=NOV), replace(SETUP, reference="ended"))
+    for _ in range(2):
+        bill(conn, NOV)
+        charge_one_off(conn, replace(ORDER, now=NOV), SETUP)
+    charge_one_off(conn, replace(ORDER, now=NOV), replace(SETUP, reference="more", amount="4.95"))
+    now = at("2026-11-16")
+
+    stand = standing_of(conn, "acme", now)
+    seen = outlook(conn, "acme", now)
+
+    assert (stand.one_offs, stand.cost) == (Decimal(255), Decimal(265))
+    assert standing_document(stand, None, now)["oneOffs"] == "255"
+    assert seen is not None
+    forecast = seen[1]
+    assert forecast is not None
+    amounts = {forecast.low, forecast.amount, forecast.high, forecast.run_rate}
+    assert (amounts, forecast.projected_overage) == ({Decimal("265.00")}, Decimal(0))
+    bill(conn, DEC)
+    assert invoice(conn, "acme", "2026-11", DEC).total_minor == 26500
+    assert standing_of(conn, "acme", DEC).one_offs == 0
+
+
+@pytest.mark.usefixtures("acme")
+def test_charge_uses_up_the_spend_limit(conn: psycopg.Connection[Any]) -> None:
+    conn.execute("UPDATE tenant SET spend_limit = 260.05")
+    charge_one_off(conn, ORDER, SETUP)
+
+    stand = standing_of(conn, "acme", ORDER.now)
+    told = enforce_limits(conn, [stand], ORDER.now)
+
+    assert stand.limit_percent == 100
+    assert [notice.percent for notice in told] == [50, 80, 90, 100]
+    assert standing_of(conn, "acme", ORDER.now).limit_state is LimitState.BLOCKED
 
 
 @pytest.mark.usefixtures("acme")

@@ -62,6 +62,7 @@ def standing_document(
         "cost": _plain(standing.cost),
         "fee": _plain(standing.fee),
         "commission": _plain(standing.commission),
+        "oneOffs": _plain(standing.one_offs),
         "meters": [
             {
                 "meter": meter.meter,
@@ -107,10 +108,26 @@ def render_standing(standing: Standing, forecast: Forecast | None, now: datetime
     if standing.commission:
         commission = f"{standing.commission:,.6f}"
         rows.append(METER_COLUMNS.format("commission so far", "", "", "", commission))
+    if standing.one_offs:
+        one_offs = f"{standing.one_offs:,.6f}"
+        rows.append(METER_COLUMNS.format("one-off charges", "", "", "", one_offs))
     percent = "" if standing.limit_percent is None else str(standing.limit_percent)
     limit = "" if standing.spend_limit is None else f"limit {standing.spend_limit:,.2f}"
     rows.append(METER_COLUMNS.format("total", "", limit, percent, f"{standing.cost:,.6f}"))
     return "\n".join([*rows, *([] if forecast is None else ["", render_forecast(forecast)])])
+
+
+def render_cost(standing: Standing) -> str:
+    """Return what a period cost until now and of what that is made, in words."""
+    parts = {
+        "fee": standing.fee,
+        "usage": sum((meter.cost for meter in standing.meters), Decimal(0)),
+        "commission": standing.commission,
+        "one-off charges": standing.one_offs,
+    }
+    made_of = ", ".join(f"{name} {amount:,.2f}" for name, amount in parts.items() if amount)
+    cost = f"Cost of period {standing.period} so far: {standing.cost:,.2f} {standing.currency}"
+    return f"{cost} ({made_of})." if made_of else f"{cost}."
 
 
 def render_forecast(forecast: Forecast) -> str:

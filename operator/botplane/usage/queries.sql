@@ -84,12 +84,14 @@ SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true),
     set_config('enable_nestloop', 'off', true)
 
 -- terms --
--- The running period of each tenant: its bounds, its fee, and its limit with the credits that may
--- pay for it. Limit and fee are in the major unit.
+-- The running period of each tenant: its bounds, its fee, its one-off charges, and its limit with
+-- the credits that may pay for it. Amounts are in the major unit.
 SELECT s.tenant_id, t.name AS tenant, s.period, s.period_starts_at AS starts_at,
     s.period_ends_at AS ends_at, t.currency,
     sum(divide(v.fee_minor * extract(epoch FROM s.ends_at - s.starts_at), m.minors
         * extract(epoch FROM s.period_ends_at - s.period_starts_at))) AS fee,
+    trim_scale(COALESCE((SELECT sum(o.amount_minor) FROM one_off o
+        WHERE o.tenant_id = s.tenant_id AND o.period = s.period), 0) / m.minors) AS one_offs,
     trim_scale(t.spend_limit + COALESCE((SELECT sum(c.amount_minor) FROM credit_grant c
         WHERE c.tenant_id = s.tenant_id AND c.granted_at >= s.period_starts_at
             AND c.granted_at <= %(now)s

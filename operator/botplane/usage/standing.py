@@ -62,6 +62,7 @@ class Standing:
         currency: Of all amounts, which are unrounded and in the major unit.
         fee: Of the whole period.
         commission: On trades so far; final when the period is billed.
+        one_offs: Charges beside the plan that the invoice of the period has.
         meters: What was used, by meter.
         spend_limit: With the credits of the period; None is no limit.
         blocks: What hard limits that are reached do now, by scope.
@@ -76,6 +77,7 @@ class Standing:
     currency: str
     fee: Decimal
     commission: Decimal
+    one_offs: Decimal
     meters: tuple[MeterStanding, ...]
     spend_limit: Decimal | None
     blocks: Mapping[str, LimitState]
@@ -83,8 +85,9 @@ class Standing:
 
     @property
     def cost(self) -> Decimal:
-        """Fee, usage and commission so far."""
-        return sum((meter.cost for meter in self.meters), self.fee + self.commission)
+        """Fee, usage, commission and one-off charges so far."""
+        besides = self.fee + self.commission + self.one_offs
+        return sum((meter.cost for meter in self.meters), besides)
 
     @property
     def limit_state(self) -> LimitState:

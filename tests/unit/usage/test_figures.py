@@ -33,6 +33,7 @@ def a_standing(
         currency="USD",
         fee=Decimal(fee),
         commission=Decimal(0),
+        one_offs=Decimal(0),
         meters=meters,
         spend_limit=None if limit is None else Decimal(limit),
         blocks={},

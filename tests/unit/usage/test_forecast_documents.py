@@ -6,9 +6,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from uuid import UUID
 
-from botplane.usage.documents import render_forecast, standing_document
+from botplane.usage.documents import (
+    render_cost,
+    render_forecast,
+    render_standing,
+    standing_document,
+)
 from botplane.usage.forecast.policy import Forecast, status_texts
-from botplane.usage.standing import Standing
+from botplane.usage.standing import MeterStanding, Standing
 
 ACME = UUID("11111111-1111-4111-8111-111111111111")
 START = datetime(2026, 10, 1, tzinfo=UTC)
@@ -39,6 +44,36 @@ def test_people_are_told_that_a_forecast_is_an_estimate() -> None:
     assert "spend limit" not in render_forecast(a_forecast("1301.15", "0"))
 
 
+def test_people_are_told_what_the_cost_so_far_is_made_of() -> None:
+    stand = Standing(
+        tenant_id=ACME,
+        tenant="acme",
+        period="2026-10",
+        starts_at=START,
+        ends_at=START,
+        currency="USD",
+        fee=Decimal(1099),
+        commission=Decimal(0),
+        one_offs=Decimal("250.05"),
+        meters=(
+            MeterStanding(
+                meter="rpc_calls", quantity=Decimal(3), included=None, cost=Decimal("0.3")
+            ),
+        ),
+        spend_limit=None,
+        blocks={},
+        metered_time=None,
+    )
+
+    assert render_cost(stand) == (
+        "Cost of period 2026-10 so far: 1,349.35 USD"
+        " (fee 1,099.00, usage 0.30, one-off charges 250.05)."
+    )
+    rows = render_standing(stand, None, START).splitlines()
+    assert rows[-2].split() == ["one-off", "charges", "250.050000"]
+    assert rows[-1].split() == ["total", "1,349.350000"]
+
+
 def test_programs_get_the_forecast_as_text_or_none() -> None:
     stand = Standing(
         tenant_id=ACME,
@@ -49,6 +84,7 @@ def test_programs_get_the_forecast_as_text_or_none() -> None:
         currency="USD",
         fee=Decimal(99),
         commission=Decimal(0),
+        one_offs=Decimal(0),
         meters=(),
         spend_limit=Decimal(1200),
         blocks={},

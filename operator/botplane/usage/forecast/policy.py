@@ -121,8 +121,8 @@ class Forecast:
         tenant_id: Uid of the Tenant.
         period: Name of the billing period.
         currency: Of all amounts.
-        amount: Fee, usage, commission and commitment of the whole period, before discounts and
-            taxes.
+        amount: Fee, usage, commission, commitment and one-off charges of the whole period, before
+            discounts and taxes.
         low: It costs less with a probability of 10 %.
         high: It costs more with a probability of 10 %.
         run_rate: What it would cost with usage as on average until now, to compare with.
@@ -223,14 +223,14 @@ def commission(
     return Amounts(*(end if cap is None else max(so_far, min(end, cap)) for end in ends))
 
 
-def total(fee: int, commitment: Decimal, usage: Sequence[Amounts], traded: Amounts) -> Amounts:
+def total(fixed: int, commitment: Decimal, usage: Sequence[Amounts], traded: Amounts) -> Amounts:
     """Add up what a period costs, in minor units.
 
     What makes one meter of a tenant higher makes the others higher too: the ends of the ranges add
     up as they are.
 
     Args:
-        fee: Of the period.
+        fixed: What is certain: the fee of the period, and its one-off charges.
         commitment: Least charge for usage; what is missing is charged too.
         usage: Charge for each meter in each segment.
         traded: Commission.
@@ -243,7 +243,7 @@ def total(fee: int, commitment: Decimal, usage: Sequence[Amounts], traded: Amoun
     )
     return Amounts(
         *(
-            fee + charge + _whole(max(Decimal(0), commitment - charge)) + on_trades
+            fixed + charge + _whole(max(Decimal(0), commitment - charge)) + on_trades
             for charge, on_trades in zip(used, traded, strict=True)
         )
     )

@@ -94,19 +94,22 @@ def forecast_of(conn: Connection[Any], stand: Standing, now: datetime) -> Foreca
     return forecasts(conn, [stand], now).get(stand.tenant_id)
 
 
-def forecast_by_name(conn: Connection[Any], tenant_name: str, now: datetime) -> Forecast | None:
-    """Return what the running period of the open tenant of a name will cost.
+def outlook(
+    conn: Connection[Any], tenant_name: str, now: datetime
+) -> tuple[Standing, Forecast | None] | None:
+    """Return where the open tenant of a name stands, and what its running period will cost.
 
     Returns:
-        None when there is no such tenant, or its period has only begun.
+        None when there is no such tenant; without a forecast while its period has only begun.
 
     Raises:
         Retryable: Postgres is away.
     """
     try:
-        return forecast_of(conn, standing_of(conn, tenant_name, now), now)
+        stand = standing_of(conn, tenant_name, now)
     except Rejected:
         return None
+    return stand, forecast_of(conn, stand, now)
 
 
 def forecast_pass(conn: Connection[Any], now: datetime) -> dict[UUID, Forecast]:
@@ -237,7 +240,8 @@ def _rate(conn: Connection[Any], grounds: Mapping[UUID, Ground]) -> dict[UUID, l
 def _forecast(
     stand: Standing, ground: Ground, terms: _Terms, usage: Sequence[Amounts], traded: Amounts
 ) -> Forecast:
-    amounts = total(terms.fee, terms.commitment, usage, traded)
+    fixed = terms.fee + int(stand.one_offs.scaleb(terms.digits))
+    amounts = total(fixed, terms.commitment, usage, traded)
     low, middle, high, run_rate = (_major(amount, terms) for amount in amounts)
     limit = stand.spend_limit
     return Forecast(
