@@ -55,6 +55,18 @@ def test_one_off_charge_is_on_the_next_invoice_once(acme: psycopg.Connection[Any
     assert invoice(acme, "acme", "2026-10", at("2026-10-02")).total_minor == 35000
 
 
+def test_correction_of_usage_counts_once(acme: psycopg.Connection[Any]) -> None:
+    words = ("usage-correction", "acme", "inc-7", "--meter", "rpc_calls", "--quantity")
+    more = ("--at", "2026-10-02T10:00:00", "--reason", "Lost in the spool")
+
+    said = [typed(*words, quantity, *more) for quantity in ("20", "20", "-21")]
+
+    assert said[:2] == ["0 Correction inc-7 counts in period 2026-10."] * 2
+    assert said[2] == "1 ReferenceUsed: inc-7 is another correction of acme."
+    stored = acme.execute("SELECT quantity, occurred_at FROM usage_event").fetchall()
+    assert stored == [(20, at("2026-10-02T10:00:00Z"))]
+
+
 @pytest.mark.usefixtures("acme")
 def test_refusal_is_one_line() -> None:
     said = typed("coupon", "grant", "nobody", "welcome", "--percent", "20")

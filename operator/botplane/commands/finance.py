@@ -1,9 +1,9 @@
-"""Coupons, credits, one-off charges, taxes, payments, credit notes and void invoices."""
+"""Coupons, credits, one-off charges, corrections, taxes, payments, notes and void invoices."""
 
 from __future__ import annotations
 
 import getpass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -93,6 +93,32 @@ def one_off(
     terms = store.OneOffTerms(reference=reference, amount=amount, description=description)
     period = ask(lambda conn, now: store.charge_one_off(conn, order(tenant, now), terms))
     typer.echo(f"Charge {reference} is on the invoice of {period}.")
+
+
+@app.command("usage-correction")
+def usage_correction(  # noqa: PLR0913 - one parameter per option
+    tenant: TenantName,
+    reference: Annotated[str, typer.Argument(help="Your own; a repeated one is one.")],
+    *,
+    meter: Annotated[str, typer.Option(help="Such as rpc_calls.")],
+    quantity: Annotated[str, typer.Option(help="How much more was used, or less: -1000.")],
+    at: Annotated[datetime, typer.Option(help="When it was used, UTC.")],
+    reason: Annotated[str, typer.Option(help="For the audit log; 128 letters at most.")],
+) -> None:
+    """Correct what a tenant used, once; where it is billed, on the next invoice."""
+    from botplane.metering.events.policy import CorrectionTerms
+    from botplane.metering.events.store import correct_usage
+
+    terms = CorrectionTerms(
+        reference=reference,
+        meter=meter,
+        quantity=quantity,
+        at=at.replace(tzinfo=UTC),
+        reason=reason,
+    )
+    actor = getpass.getuser()
+    period = ask(lambda conn, now: correct_usage(conn, tenant, terms, actor, now))
+    typer.echo(f"Correction {reference} counts in period {period}.")
 
 
 @app.command("tenant-tax")

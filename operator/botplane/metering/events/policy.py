@@ -26,6 +26,8 @@ OLDEST: Final = timedelta(days=45)
 NEWEST: Final = timedelta(minutes=5)
 MOST_DIMS: Final = 8
 TOO_OLD: Final = "TooOld"
+CORRECTION: Final = "botplane/correction"
+"""The source of what people correct; nobody can report as it."""
 
 TRADES: Final = "trades"
 METERS: Final = frozenset(
@@ -84,6 +86,25 @@ class UsageEvent:
             "" if bot_id is None else str(bot_id),
         )
         return hashlib.sha256("\x1f".join(parts).encode()).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectionTerms:
+    """A correction of usage as people write it.
+
+    Attributes:
+        reference: Makes a repeated correction one.
+        meter: What was counted wrongly.
+        quantity: How much more was used, in the unit of the meter; less, with a minus sign.
+        at: When, UTC.
+        reason: Why it was wrong.
+    """
+
+    reference: str
+    meter: str
+    quantity: str
+    at: datetime
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +169,35 @@ def read_event(raw: Any, now: datetime) -> UsageEvent | Refusal:
     )
 
 
+def read_correction(terms: CorrectionTerms, now: datetime) -> UsageEvent:
+    """Return the event that corrects usage as its terms say; its quantity may be below zero.
+
+    Raises:
+        Rejected: The terms are not possible.
+    """
+    if terms.meter not in METERS - {TRADES}:
+        known = ", ".join(sorted(METERS - {TRADES}))
+        raise Rejected(
+            "MeterUnknown", f"Usage of {terms.meter} is not reported by events; {known} is."
+        )
+    if not _SIGNED.fullmatch(terms.quantity) or not Decimal(terms.quantity):
+        text = "is not a number such as -1000 or 2.5, other than 0, with 12 decimals at most"
+        raise Rejected("TermsInvalid", f"The quantity {terms.quantity!r} {text}.")
+    for name, text in (("reference", terms.reference), ("reason", terms.reason)):
+        if not _is_text(text):
+            raise Rejected("TermsInvalid", f"The {name} {text!r} is not 1 to 128 letters.")
+    if terms.at > now:
+        raise Rejected("TermsInvalid", f"{terms.at:%Y-%m-%dT%H:%M:%SZ} has not been yet.")
+    return UsageEvent(
+        source=CORRECTION,
+        event_id=terms.reference,
+        meter=terms.meter,
+        occurred_at=terms.at,
+        quantity=Decimal(terms.quantity),
+        dims=json.dumps({"reason": terms.reason}, ensure_ascii=False),
+    )
+
+
 def trade_of(event: UsageEvent, tenant_id: UUID, bot_id: UUID | None) -> Trade:
     """Return the trade that an event of meter `trades` reports."""
     dims: dict[str, str] = json.loads(event.dims)
@@ -174,7 +224,7 @@ class _Reader:
         data = raw.get("data")
         if raw.get("specversion") != "1.0":
             self.code: str | None = "SpecVersionUnsupported"
-        elif not _is_text(raw.get("source")):
+        elif not _is_text(raw.get("source")) or raw["source"] == CORRECTION:
             self.code = "SourceInvalid"
         elif not isinstance(meter := raw.get("type"), str) or meter not in METERS:
             self.code = "MeterUnknown"

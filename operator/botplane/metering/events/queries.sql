@@ -73,6 +73,71 @@ LEFT JOIN usage_event_key k ON k.tenant_id = s.tenant_id AND k.source = s.source
     AND k.event_id = s.event_id
 WHERE s.n = ANY(%(stale)s::integer[])
 
+-- tenant --
+-- The tenant of a name, the open one before closed ones.
+SELECT tenant_id FROM tenant WHERE name = %(tenant)s
+ORDER BY closed_at DESC NULLS FIRST, registered_at DESC LIMIT 1
+
+-- ensure_periods --
+SELECT ensure_periods(%(now)s)
+
+-- lock_period --
+-- The period of a moment. Whoever bills or corrects it waits, or is waited for.
+SELECT period FROM billing_period
+WHERE tenant_id = %(tenant_id)s AND starts_at <= %(occurred_at)s AND ends_at > %(occurred_at)s
+FOR NO KEY UPDATE
+
+-- coming_invoice --
+-- What is not billed yet and can have usage of a period: itself, or one that takes its late usage.
+SELECT n.period FROM billing_period b
+JOIN billing_period n ON n.tenant_id = b.tenant_id AND n.state <> 'closed'
+    AND (n.period = b.period
+        OR b.ends_at <= n.starts_at AND b.ends_at > n.starts_at - interval '13 months')
+WHERE b.tenant_id = %(tenant_id)s AND b.period = %(period)s
+LIMIT 1
+
+-- used --
+-- What a meter counted until now while the prices of a moment were the same.
+SELECT COALESCE(sum(m.quantity), 0)
+FROM cut(ARRAY[%(tenant_id)s::uuid], ARRAY[%(period)s::text]) c
+JOIN metered(ARRAY[%(tenant_id)s::uuid], ARRAY[%(period)s::text], %(now)s) m
+    ON m.starts_at = c.starts_at AND m.meter = %(meter)s
+WHERE c.starts_at <= %(occurred_at)s AND c.ends_at > %(occurred_at)s
+
+-- claim_correction --
+-- A person's reference stays taken for good: keys before a moment are forgotten, this one is after
+-- all moments.
+INSERT INTO usage_event_key (tenant_id, source, event_id, occurred_at, body_hash)
+VALUES (%(tenant_id)s, %(source)s, %(event_id)s, 'infinity', %(body_hash)s)
+ON CONFLICT (tenant_id, source, event_id) DO NOTHING
+
+-- claimed_hash --
+SELECT body_hash FROM usage_event_key
+WHERE tenant_id = %(tenant_id)s AND source = %(source)s AND event_id = %(event_id)s
+
+-- store_correction --
+-- Event, hourly sum and the entry in the tenant's audit chain.
+WITH stored AS (
+    INSERT INTO usage_event (tenant_id, source, event_id, meter, occurred_at, received_at,
+        quantity, dims)
+    VALUES (%(tenant_id)s, %(source)s, %(event_id)s, %(meter)s, %(occurred_at)s, %(now)s,
+        %(quantity)s, %(dims)s)
+    RETURNING *
+),
+rolled_up AS (
+    INSERT INTO usage_hourly AS u (tenant_id, meter, hour, bot_id, dims, quantity, events)
+    SELECT s.tenant_id, s.meter, date_bin('1 hour', s.occurred_at, '2000-01-01 00:00+00'),
+        '00000000-0000-0000-0000-000000000000', s.dims, s.quantity, 1
+    FROM stored s
+    ON CONFLICT (tenant_id, meter, hour, bot_id, dims) DO UPDATE
+    SET quantity = u.quantity + excluded.quantity, events = u.events + excluded.events
+)
+SELECT audit_append('tenant/' || s.tenant_id, %(actor)s, 'usage.correct', s.event_id,
+    jsonb_build_object('meter', s.meter, 'quantity', trim_scale(s.quantity)::text,
+        'at', to_char(s.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+        'reason', s.dims -> 'reason', 'period', %(period)s::text), %(now)s)
+FROM stored s
+
 -- ensure_partitions --
 -- Months ahead, and back to the oldest event that is accepted.
 SELECT ensure_partitions((%(now)s::timestamptz - interval '45 days')::date,

@@ -7,13 +7,22 @@ import hmac
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from psycopg.rows import dict_row
 
 from botplane.errors import Rejected
-from botplane.metering.events.policy import TRADES, Trade, UsageEvent, Verdict, trade_of
+from botplane.metering.events.policy import (
+    TRADES,
+    CorrectionTerms,
+    Trade,
+    UsageEvent,
+    Verdict,
+    read_correction,
+    trade_of,
+)
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 
@@ -248,6 +257,56 @@ def ingest(
         _verdicts(batch, marks, first, fresh, known)
         for batch, marks in zip(batches, hashes, strict=True)
     ]
+
+
+def correct_usage(
+    conn: Connection[Any], tenant: str, terms: CorrectionTerms, actor: str, now: datetime
+) -> str:
+    """Correct what a tenant used, once, and return the period that has the usage.
+
+    Where that is billed, the next invoice corrects it, as for any late usage.
+
+    Raises:
+        Rejected: There is no such tenant, the terms are not possible, the reference is that of
+            another correction, more would be taken away than was used, or no invoice to come can
+            have it.
+        Retryable: Postgres is away.
+    """
+    event = read_correction(terms, now)
+    with translated_errors(), conn.transaction():
+        found = conn.execute(SQL["tenant"], {"tenant": tenant}).fetchone()
+        if found is None:
+            raise Rejected("TenantNotFound", f"No tenant {tenant} was ever registered for billing.")
+        row = {name: getattr(event, name) for name in UsageEvent.__slots__}
+        row |= {"tenant_id": found[0], "body_hash": event.body_hash(None)}
+        row |= {"actor": actor, "now": now}
+        conn.execute(SQL["ensure_periods"], row)
+        period = conn.execute(SQL["lock_period"], row).fetchone()
+        if period is None:
+            moment = f"{terms.at:%Y-%m-%dT%H:%M:%SZ}"
+            raise Rejected("NoPeriod", f"Tenant {tenant} has no billing period at {moment}.")
+        row |= {"period": period[0]}
+        if conn.execute(SQL["claim_correction"], row).rowcount:
+            _check_possible(conn, tenant, row)
+            conn.execute(SQL["store_correction"], row)
+        elif conn.execute(SQL["claimed_hash"], row).fetchone() != (row["body_hash"],):
+            text = f"{terms.reference} is another correction of {tenant}."
+            raise Rejected("ReferenceUsed", text)
+    return str(row["period"])
+
+
+def _check_possible(conn: Connection[Any], tenant: str, row: dict[str, Any]) -> None:
+    if conn.execute(SQL["coming_invoice"], row).fetchone() is None:
+        text = f"No invoice of {tenant} to come can correct {row['period']}; issue a credit note."
+        raise Rejected("NoPeriod", text)
+    found = conn.execute(SQL["used"], row).fetchone()
+    used = found[0] if found else Decimal(0)
+    if used + row["quantity"] < 0:
+        raise Rejected(
+            "TermsInvalid",
+            f"{used.normalize():f} {row['meter']} were used at the prices of that moment:"
+            f" a correction of {row['quantity']:f} takes away more than that.",
+        )
 
 
 def _store(

@@ -79,6 +79,8 @@ def history_of(
 ) -> History:
     """Return the history of days by their number back from now; those without use are left out.
 
+    A correction may leave a day with less than nothing: it counts as nothing.
+
     The day of the first use does not count when there are others: it may be half a one.
     """
     length = max((number + 1 for number in numbers if 0 <= number < HISTORY_DAYS), default=0)
@@ -143,7 +145,7 @@ def _placed(
     placed = [0.0] * length
     for number, value in zip(numbers, values, strict=True):
         if 0 <= number < length:
-            placed[number] = value or 0.0
+            placed[number] = max(0.0, value or 0.0)
     return tuple(placed)
 
 
