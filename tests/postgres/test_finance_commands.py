@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -65,6 +66,18 @@ def test_correction_of_usage_counts_once(acme: psycopg.Connection[Any]) -> None:
     assert said[2] == "1 ReferenceUsed: inc-7 is another correction of acme."
     stored = acme.execute("SELECT quantity, occurred_at FROM usage_event").fetchall()
     assert stored == [(20, at("2026-10-02T10:00:00Z"))]
+
+
+def test_archive_says_what_it_has_written(acme: psycopg.Connection[Any], tmp_path: Path) -> None:
+    acme.execute("SELECT ensure_partitions('2019-01-01', '2019-02-01')")
+
+    said = typed("usage-archive", str(tmp_path)).splitlines()
+
+    assert said[0].startswith("0 usage_event_201901.csv.gz: 0 rows, SHA-256 ")
+    assert {file.name.partition(".")[0] for file in tmp_path.iterdir()} == {
+        "usage_event_201901",
+        "usage_hourly_201901",
+    }
 
 
 @pytest.mark.usefixtures("acme")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import subprocess
 import threading
 from datetime import datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -13,7 +19,8 @@ import pytest
 from botplane.billing.proof.store import reconcile
 from botplane.billing.run import billing_run, invoice
 from botplane.billing.store import publish_plan
-from botplane.errors import Retryable
+from botplane.errors import Rejected, Retryable
+from botplane.metering.archive.store import Archived, archive_usage
 from botplane.metering.events.policy import UsageEvent, Verdict
 from botplane.metering.events.store import (
     Batch,
@@ -28,13 +35,16 @@ from botplane.store.pool import Role, become
 from botplane.tenants.accounts import TenantAccount
 from botplane.tenants.store import register_tenant
 from tests.support.billing import (
+    Run,
     a_plan,
     an_account,
     at,
     complete_until,
+    record_runs,
     record_usage,
     whole_content,
 )
+from tests.support.cut_connection import CutConnection
 
 START, NOW = at("2026-01-01"), at("2027-04-10")
 """The invoice of March 2027 may still correct January of the year before; that of April cannot."""
@@ -60,6 +70,17 @@ def billed(conn: psycopg.Connection[Any], now: datetime) -> datetime:
     return now
 
 
+def archive(conn: psycopg.Connection[Any], directory: Path, now: datetime) -> list[Archived]:
+    return list(archive_usage(conn, directory, "ana", now))
+
+
+def forget(conn: psycopg.Connection[Any], now: datetime) -> dict[str, int]:
+    """Archive what is over, and let it go."""
+    with TemporaryDirectory() as directory:
+        archive(conn, Path(directory), now)
+    return prune(conn, now)
+
+
 def months(conn: psycopg.Connection[Any], relation: str) -> list[str]:
     """Return the months that a table still has, with rows in them."""
     rows = conn.execute(
@@ -72,19 +93,19 @@ def months(conn: psycopg.Connection[Any], relation: str) -> list[str]:
 def test_months_go_when_no_invoice_can_ask_for_them(conn: psycopg.Connection[Any]) -> None:
     billed(conn, NOW)
 
-    dropped = prune(conn, NOW)
+    dropped = forget(conn, NOW)
 
     assert dropped == {"usage_event_202512": 1, "usage_event_202601": 1}
     assert months(conn, "usage_event")[0] == "202602"
     assert months(conn, "usage_hourly")[0] == "202601"
-    assert prune(conn, NOW) == {}
+    assert forget(conn, NOW) == {}
 
 
 @pytest.mark.usefixtures("acme")
 def test_hourly_sums_stay_for_twenty_five_months(conn: psycopg.Connection[Any]) -> None:
     now = billed(conn, at("2028-03-10"))
 
-    assert "usage_hourly_202601" in prune(conn, now)
+    assert "usage_hourly_202601" in forget(conn, now)
     assert months(conn, "usage_hourly")[0] == "202602"
 
 
@@ -95,10 +116,10 @@ def test_an_open_period_keeps_its_events(conn: psycopg.Connection[Any]) -> None:
     register_tenant(conn, second, START)
     record_usage(conn, second.tenant_id, [(at("2026-01-20"), "rpc_calls", Decimal(7))])
 
-    assert prune(conn, NOW) == {"usage_event_202512": 1}
+    assert forget(conn, NOW) == {"usage_event_202512": 1}
     assert months(conn, "usage_event")[0] == "202601"
     billed(conn, NOW)
-    assert prune(conn, NOW) == {"usage_event_202601": 1}
+    assert forget(conn, NOW) == {"usage_event_202601": 1}
 
 
 @pytest.mark.usefixtures("acme")
@@ -108,9 +129,9 @@ def test_a_period_that_an_open_one_may_correct_keeps_its_events(
     billed(conn, at("2027-03-10"))
 
     # January begins in the evening of December 31st.
-    assert prune(conn, NOW) == {}
+    assert forget(conn, NOW) == {}
     billed(conn, NOW)
-    assert len(prune(conn, NOW)) == 2
+    assert len(forget(conn, NOW)) == 2
 
 
 @pytest.mark.usefixtures("acme")
@@ -118,7 +139,7 @@ def test_books_are_as_before_and_prove_true(conn: psycopg.Connection[Any]) -> No
     billed(conn, NOW)
     before = [invoice(conn, "acme", f"2026-{month:02}", NOW) for month in (1, 2)]
 
-    prune(conn, NOW)
+    forget(conn, NOW)
 
     assert [invoice(conn, "acme", f"2026-{month:02}", NOW) for month in (1, 2)] == before
     assert reconcile(conn, START, NOW) == []
@@ -208,9 +229,9 @@ def test_revoked_keys_are_forgotten_and_valid_ones_are_not(
 
 @pytest.mark.usefixtures("acme")
 def test_a_month_in_use_is_left_for_the_next_time(
-    conn: psycopg.Connection[Any], migrated: str
+    conn: psycopg.Connection[Any], migrated: str, tmp_path: Path
 ) -> None:
-    billed(conn, NOW)
+    archive(conn, tmp_path, billed(conn, NOW))
     before = whole_content(conn)
     with psycopg.connect(migrated) as reader:
         reader.execute("SELECT count(*) FROM usage_event")
@@ -222,8 +243,10 @@ def test_a_month_in_use_is_left_for_the_next_time(
 
 
 @pytest.mark.usefixtures("acme")
-def test_two_at_once_drop_each_month_once(conn: psycopg.Connection[Any], migrated: str) -> None:
-    billed(conn, NOW)
+def test_two_at_once_drop_each_month_once(
+    conn: psycopg.Connection[Any], migrated: str, tmp_path: Path
+) -> None:
+    archive(conn, tmp_path, billed(conn, NOW))
     dropped: list[dict[str, int]] = []
 
     def prune_too() -> None:
@@ -250,3 +273,160 @@ def test_only_the_web_process_may_prune(conn: psycopg.Connection[Any]) -> None:
 
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         prune(conn, NOW)
+
+
+@pytest.mark.usefixtures("acme")
+def test_a_month_goes_only_after_a_file_has_it(
+    conn: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    billed(conn, NOW)
+    rows = conn.execute(JANUARY).fetchall()
+
+    assert prune(conn, NOW) == {}
+    written = archive(conn, tmp_path, NOW)
+    assert archive(conn, tmp_path, NOW) == []
+    assert prune(conn, NOW) == {"usage_event_202512": 1, "usage_event_202601": 1}
+
+    name = "usage_event_202601.csv.gz"
+    assert [(one.file, one.rows) for one in written] == [
+        ("usage_event_202512.csv.gz", 0),
+        (name, 1),
+    ]
+    subprocess.run(
+        ["sha256sum", "--check", "--strict", *(f"{one.file}.sha256" for one in written)],
+        cwd=tmp_path,
+        check=True,
+    )
+    assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == written[1].sha256
+    said = conn.execute(
+        "SELECT actor, object, payload FROM audit_log WHERE action = 'archive' ORDER BY seq"
+    ).fetchall()
+    assert said[1] == ("ana", "usage_event_202601", {"rows": 1, "sha256": written[1].sha256})
+    conn.execute("SELECT ensure_partitions('2026-01-01', '2026-02-01')")
+    with conn.cursor().copy("COPY usage_event FROM STDIN (FORMAT csv, HEADER)") as back:
+        back.write(gzip.decompress((tmp_path / name).read_bytes()))
+    assert conn.execute(JANUARY).fetchall() == rows
+
+
+JANUARY = """
+SELECT * FROM usage_event WHERE occurred_at >= '2026-01-01Z' AND occurred_at < '2026-02-01Z'
+"""
+
+
+@pytest.mark.usefixtures("acme")
+def test_what_comes_after_the_file_is_in_the_next_one(
+    conn: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    archive(conn, tmp_path, billed(conn, NOW))
+    second = an_account("second", subscription_start=START)
+    register_tenant(conn, second, START)
+    record_usage(conn, second.tenant_id, [(at("2026-01-20"), "rpc_calls", Decimal(7))])
+    billed(conn, NOW)
+
+    assert prune(conn, NOW) == {"usage_event_202512": 1}
+    assert [(one.file, one.rows) for one in archive(conn, tmp_path, NOW)] == [
+        ("usage_event_202601.csv.gz", 2)
+    ]
+    assert prune(conn, NOW) == {"usage_event_202601": 1}
+
+
+def test_intervals_go_after_ten_years_and_what_still_runs_does_not(
+    conn: psycopg.Connection[Any], acme: TenantAccount, tmp_path: Path
+) -> None:
+    runs = [
+        Run(start=at(start), end=None if end is None else at(end), bot_id=uuid4())
+        for start, end in [
+            ("2026-01-05", "2026-01-31T23:59:59Z"),
+            ("2026-01-31", "2026-02-01"),
+            ("2026-01-07", "2026-09-01"),
+            ("2026-01-08", None),
+        ]
+    ]
+    record_runs(conn, acme.tenant_id, runs)
+    now = billed(conn, at("2036-02-01"))
+    before = [invoice(conn, "acme", f"2026-{month:02}", now) for month in (1, 2)]
+
+    written = [one for one in archive(conn, tmp_path, now) if one.file.startswith("runtime")]
+    gone = prune(conn, now)
+
+    assert [(one.file, one.rows) for one in written] == [("runtime_interval_202601.csv.gz", 1)]
+    assert gone["runtime_interval_202601"] == 1
+    left = conn.execute("SELECT started_at FROM runtime_interval ORDER BY 1").fetchall()
+    assert left == [(run.start,) for run in sorted(runs[1:], key=lambda run: run.start)]
+    assert [invoice(conn, "acme", f"2026-{month:02}", now) for month in (1, 2)] == before
+    assert {one.check for one in reconcile(conn, START, now)} <= {"intervals = pods"}
+    assert archive(conn, tmp_path, now) == []
+    assert prune(conn, now) == {}
+
+
+def test_interval_of_a_period_that_is_not_billed_stays(
+    conn: psycopg.Connection[Any], acme: TenantAccount, tmp_path: Path
+) -> None:
+    run = Run(start=at("2026-01-05"), end=at("2026-03-06"), bot_id=uuid4())
+    record_runs(conn, acme.tenant_id, [run])
+    conn.execute("SELECT ensure_periods('2036-04-01')")
+    conn.execute("UPDATE billing_period SET state = 'closed' WHERE starts_at >= '2026-02-28'")
+
+    written = [one.file for one in archive(conn, tmp_path, at("2036-04-01"))]
+    gone = prune(conn, at("2036-04-01"))
+
+    assert "runtime_interval_202603" not in {*gone, *(name[:23] for name in written)}
+    assert conn.execute("SELECT count(*) FROM runtime_interval").fetchone() == (1,)
+
+
+@pytest.mark.usefixtures("acme")
+@pytest.mark.parametrize("nth_statement", range(2, 20))
+def test_archive_that_breaks_off_anywhere_is_whole_after_the_next(
+    conn: psycopg.Connection[Any], migrated: str, tmp_path: Path, nth_statement: int
+) -> None:
+    billed(conn, NOW)
+    with (
+        CutConnection(migrated, nth_statement, every_statement=True) as wire,
+        psycopg.connect(wire.url, autocommit=True) as broken,
+        pytest.raises(Retryable),
+    ):
+        archive(broken, tmp_path, NOW)
+
+    archive(conn, tmp_path, NOW)
+
+    noted = conn.execute("SELECT part, sha256 FROM archived_usage ORDER BY 1").fetchall()
+    found = [
+        (name, hashlib.sha256((tmp_path / f"{name}.csv.gz").read_bytes()).hexdigest())
+        for name in ("usage_event_202512", "usage_event_202601")
+    ]
+    assert noted == found
+    assert len(prune(conn, NOW)) == 2
+
+
+@pytest.mark.usefixtures("acme")
+def test_archive_that_cannot_be_written_lets_nothing_go(
+    conn: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    billed(conn, NOW)
+    (tmp_path / "usage_event_202512.csv.gz.part").mkdir()
+
+    with pytest.raises(Rejected, match="cannot be written: Is a directory"):
+        archive(conn, tmp_path, NOW)
+
+    assert prune(conn, NOW) == {}
+
+
+@pytest.mark.usefixtures("acme")
+def test_second_archive_at_once_is_told_to_wait(
+    conn: psycopg.Connection[Any], migrated: str, tmp_path: Path
+) -> None:
+    billed(conn, NOW)
+    with psycopg.connect(migrated) as other:
+        other.execute("SELECT pg_advisory_xact_lock(hashtextextended('archive', 0))")
+        with pytest.raises(Retryable, match="Another"):
+            archive(conn, tmp_path, NOW)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("acme")
+def test_archive_has_the_rights_of_billing(conn: psycopg.Connection[Any], tmp_path: Path) -> None:
+    billed(conn, NOW)
+    become(conn, Role.BILLING)
+
+    assert len(archive(conn, tmp_path, NOW)) == 2

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from botplane.commands.asking import TenantName, ask, collection, order
 
 if TYPE_CHECKING:
+    from psycopg import Connection
+
     from botplane.billing.proof.store import Difference
 
 app = typer.Typer()
@@ -73,6 +76,27 @@ def _tell_differences(found: Sequence[Difference], none: str) -> None:
     if found:
         raise typer.Exit(1)
     typer.echo(none)
+
+
+@app.command("usage-archive")
+def usage_archive(
+    directory: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Where to; keep what is in it.")
+    ],
+) -> None:
+    """Write usage that is older than its retention into files; Postgres forgets only what is there.
+
+    A file has a month of usage events, hourly sums or intervals: CSV packed by gzip, with its
+    SHA-256 beside it. Run it once a month.
+    """
+    from botplane.metering.archive import store
+    from botplane.store.pool import Role
+
+    def archive(conn: Connection[Any], now: datetime) -> None:
+        for done in store.archive_usage(conn, directory, getpass.getuser(), now):
+            typer.echo(f"{done.file}: {done.rows} rows, SHA-256 {done.sha256}")
+
+    ask(archive, Role.BILLING)
 
 
 @app.command("tenant-export")
