@@ -115,6 +115,9 @@ class Proxy:
         self.clear()
         await self._runner.cleanup()
         await self._session.close()
+        # A connection that is closed lets its socket go in the turns of the loop that follow.
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         watch = request.query.get("watch", "") in {"1", "true"}
@@ -188,18 +191,32 @@ class Proxy:
             self._note(call, answer.status)
             response = web.StreamResponse(status=answer.status)
             response.content_type = "application/json"
-            await response.prepare(request)
-            async for line in answer.content:
-                action = self._action_of(call, line)
-                if action is None:
-                    await response.write(line)
-                elif isinstance(action, calls.Silent):
-                    await self._cleared()
-                    _reset(request)
-                    break
-                elif not await _told(request, response, line, action):
-                    break
+            try:
+                await response.prepare(request)
+                await self._tell(request, call, answer, response)
+            finally:
+                # Nobody says goodbye to a watch: TLS would wait for the server's.
+                if answer.connection is not None and answer.connection.transport is not None:
+                    answer.connection.transport.abort()
         return response
+
+    async def _tell(
+        self,
+        request: web.Request,
+        call: Call,
+        answer: aiohttp.ClientResponse,
+        response: web.StreamResponse,
+    ) -> None:
+        async for line in answer.content:
+            action = self._action_of(call, line)
+            if action is None:
+                await response.write(line)
+            elif isinstance(action, calls.Silent):
+                await self._cleared()
+                _reset(request)
+                return
+            elif not await _told(request, response, line, action):
+                return
 
     async def _cleared(self) -> None:
         now = self._rounds

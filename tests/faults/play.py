@@ -17,7 +17,7 @@ from botplane.errors import Retryable
 from botplane.metering.evidence import Kind
 from botplane.metering.feed import Feed, FeedError
 from botplane.metering.reconcile import Metering
-from botplane.metering.release import Cluster
+from botplane.metering.release import Cluster, Pace
 from botplane.metering.store import MeteringStore
 from botplane.store.migrate import migrate
 from botplane.store.pool import Role, become
@@ -111,6 +111,18 @@ class Line:
             self._conn = None
 
 
+class AtOnce(Pace):
+    """No pace."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Wait for nothing."""
+        yield
+
+
 @dataclass
 class Worker:
     """A metering process: it lives, is killed, and comes again knowing nothing."""
@@ -157,7 +169,7 @@ class Worker:
 
         self.feed = Feed(self.door, clock, 0)  # type: ignore[arg-type]
         # Time is simulated, so nothing waits for its turn.
-        self.cluster = Cluster(self.door, 1, float("inf"))  # type: ignore[arg-type]
+        self.cluster = Cluster(self.door, 1, AtOnce())  # type: ignore[arg-type]
         store = MeteringStore(self.line)  # type: ignore[arg-type]
         ticks = lambda: float(play.server.now)  # noqa: E731
         self.metering = Metering(self.feed, store, self.cluster, clock, ticks)

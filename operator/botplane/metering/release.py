@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from http import HTTPStatus
+from queue import SimpleQueue
 from typing import Final
 from uuid import UUID
 
@@ -23,8 +25,9 @@ from botplane.metering.evidence import Json, Pod
 
 TIMEOUT_SECONDS: Final = 10
 PAGE_SIZE: Final = 500
-WRITES_PER_SECOND: Final = 50.0
+WRITES_PER_SECOND: Final = 50
 """What a thousand pods that end at once may ask of the API server; it has others to serve."""
+SECOND: Final = 1.0
 NODE_LEASES: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 log = structlog.get_logger()
@@ -38,20 +41,44 @@ class Release(StrEnum):
     UNANSWERED = "unanswered"
 
 
-class Cluster:
-    """Single-object calls to the API server, some at once; writes keep their distance in time."""
+class Pace:
+    """So many writes in any second of the API server's time, however late each of them arrives.
 
-    def __init__(
-        self,
-        api: Api,
-        at_once: int = CONCURRENT_CALLS,
-        writes_per_second: float = WRITES_PER_SECOND,
-    ) -> None:
+    A write arrives between its sending and its answer. So each takes one of as many places
+    as a second has writes, and the place is free again a second after the answer. Beyond that they
+    keep their distance, which spreads them over the second.
+    """
+
+    def __init__(self, per_second: int) -> None:
+        self._distance = SECOND / per_second
+        self._turn = threading.Lock()
+        self._next = 0.0
+        self._free_at: SimpleQueue[float] = SimpleQueue()
+        for _ in range(per_second):
+            self._free_at.put(0.0)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Wait for a place, and hold it until what was sent is answered."""
+        free_at = self._free_at.get()
+        with self._turn:
+            now = time.monotonic()
+            at = max(now, self._next, free_at)
+            self._next = at + self._distance
+        time.sleep(at - now)
+        try:
+            yield
+        finally:
+            self._free_at.put(time.monotonic() + SECOND)
+
+
+class Cluster:
+    """Single-object calls to the API server, some at once, writes at a pace."""
+
+    def __init__(self, api: Api, at_once: int = CONCURRENT_CALLS, pace: Pace | None = None) -> None:
         self._api = api
         self._calls = ThreadPoolExecutor(at_once, thread_name_prefix="release")
-        self._distance = 1 / writes_per_second
-        self._turn = threading.Lock()
-        self._next_write = 0.0
+        self._pace = pace or Pace(WRITES_PER_SECOND)
 
     def release(self, pods: Sequence[Pod]) -> dict[UUID, Release]:
         """Remove our finalizer from pods; a pod that is gone already counts as done.
@@ -114,15 +141,7 @@ class Cluster:
         """Give up calls that have not begun."""
         self._calls.shutdown(wait=False, cancel_futures=True)
 
-    def _await_turn(self) -> None:
-        with self._turn:
-            now = time.monotonic()
-            at = max(now, self._next_write)
-            self._next_write = at + self._distance
-        time.sleep(at - now)
-
     def _release(self, pod: Pod) -> Release:
-        self._await_turn()
         path = f"/metadata/finalizers/{pod.finalizer}"
         patch = [
             {"op": "test", "path": "/metadata/uid", "value": str(pod.uid)},
@@ -130,7 +149,8 @@ class Cluster:
             {"op": "remove", "path": path},
         ]
         try:
-            reply = self._api.patch(pod.path, patch, timeout=TIMEOUT_SECONDS)
+            with self._pace.place():
+                reply = self._api.patch(pod.path, patch, timeout=TIMEOUT_SECONDS)
         except Retryable as error:
             metrics.API_ERRORS.labels("release").inc()
             log.warning("Could not release a pod", pod=pod.key, error=error.message)

@@ -23,6 +23,7 @@ class Request:
     namespace: str
     name: str
     code: int
+    arrived_at: datetime
     at: datetime
     """When it was answered."""
 
@@ -66,5 +67,6 @@ def _request(event: dict[str, Any]) -> Request:
         namespace=target.get("namespace", ""),
         name=target.get("name", ""),
         code=event.get("responseStatus", {}).get("code", 0),
+        arrived_at=datetime.fromisoformat(event["requestReceivedTimestamp"]),
         at=datetime.fromisoformat(event["stageTimestamp"]),
     )
