@@ -24,6 +24,7 @@ def asked(verb: str, resource: str, name: str, code: int, subresource: str = "")
         namespace="tenant-acme",
         name=name,
         code=code,
+        arrived_at=NOON,
         at=NOON,
     )
 
