@@ -25,14 +25,15 @@ def main(arguments: list[str]) -> int:
     for kind in ("all", *KINDS):
         for mark in MARKS:
             print(_row(kind, mark, [o for o in found[mark] if kind in ("all", o.kind)]))
-    middle = accuracy(found[50])
-    return 0 if middle.wape <= min(middle.run_rate_wape, 0.10) else 1
+    middle = [accuracy([o for o in found[50] if o.kind == kind]) for kind in KINDS]
+    is_worse = any(kind.wape > kind.run_rate_wape for kind in middle)
+    return 1 if is_worse or accuracy(found[50]).wape > 0.10 else 0
 
 
 def _row(kind: str, mark: int, found: list[Outcome]) -> str:
     a = accuracy(found)
     rates = (a.wape, a.run_rate_wape, a.bias, a.coverage)
-    return COLUMNS.format(kind, f"{mark} %", a.count, *(f"{rate:.1%}" for rate in rates))
+    return COLUMNS.format(kind, f"{mark} %", a.count, *(f"{rate:.2%}" for rate in rates))
 
 
 if __name__ == "__main__":

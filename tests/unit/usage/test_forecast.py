@@ -20,7 +20,7 @@ from botplane.usage.forecast.policy import (
     total,
 )
 from botplane.usage.forecast.rates import History, by_run_rate, further_use, history_of
-from tests.support.fleet import a_fleet, accuracy, outcomes
+from tests.support.fleet import KINDS, a_fleet, accuracy, outcomes
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -233,3 +233,13 @@ def test_forecast_is_no_worse_than_the_run_rate_and_its_range_is_honest() -> Non
         assert 0.75 <= found[mark].coverage <= 0.86
         assert abs(found[mark].bias) <= 0.05
     assert found[50].wape <= 0.10
+
+
+def test_forecast_is_no_worse_than_the_run_rate_for_any_kind_of_tenant() -> None:
+    members = [member for seed in (1, 2, 3) for member in a_fleet(seed, 200)]
+    found = list(outcomes(members, 50))
+
+    judged = {kind: accuracy([one for one in found if one.kind == kind]) for kind in KINDS}
+
+    worse = {kind for kind, one in judged.items() if one.wape > one.run_rate_wape}
+    assert worse == set()
