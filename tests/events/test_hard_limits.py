@@ -97,6 +97,22 @@ def test_plan_with_more_or_without_the_limit_makes_room_at_once(
     assert blocked(conn) == {}
 
 
+@pytest.mark.parametrize(("included", "scopes"), [("100", {SCOPE}), ("101", set())])
+def test_revision_of_the_plan_counts_on_against_what_it_includes(
+    conn: psycopg.Connection[Any], strict: TenantAccount, included: str, scopes: set[str]
+) -> None:
+    call(conn, strict.tenant_id, "100")
+    enforced(conn)
+
+    revised = a_plan("strict", fee="1", prices=[HARD | {"included": included}])
+    publish_plan(conn, revised, NOW)
+    enforced(conn, NOW + timedelta(minutes=20))
+
+    assert blocked(conn).get(strict.tenant_id, set()) == scopes
+    [calls] = standing_of(conn, "acme", NOW + timedelta(minutes=20)).meters
+    assert (calls.quantity, calls.included) == (Decimal(100), Decimal(included))
+
+
 def test_next_period_makes_room_and_warns_anew(
     conn: psycopg.Connection[Any], strict: TenantAccount
 ) -> None:

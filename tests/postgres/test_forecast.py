@@ -112,6 +112,20 @@ def test_forecast_at_the_end_is_the_invoice(conn: psycopg.Connection[Any], seed:
     assert foreseen == {key: billed[key] for key in foreseen}
 
 
+@pytest.mark.parametrize("day", [5, 20])
+def test_revision_includes_nothing_a_second_time(conn: psycopg.Connection[Any], day: int) -> None:
+    included = CALLS | {"included": "10000"}
+    account = acme_on(conn, {"prices": [included]})
+    revised = at("2026-11-01") + day * DAY
+    publish_plan(conn, a_plan(minimumCommitment="1", prices=[included]), revised)
+    calls(conn, account.tenant_id, days("2026-11-01", 22), "25.5")
+
+    found = foresee(conn, at("2026-11-23"))
+
+    # 18,360 calls, of which 8,360 are not included.
+    assert found.run_rate == found.amount == Decimal("83.60")
+
+
 def test_what_runs_now_runs_until_the_end(conn: psycopg.Connection[Any]) -> None:
     account = acme_on(conn, {"fee": "10.00", "prices": [per_hour("0.05", included="100")]})
     bots = [Run(start=at("2026-10-20"), end=None), Run(start=at("2026-11-15"), end=None)]

@@ -62,6 +62,9 @@ def test_invoice_is_right_to_the_last_digit(
     )
     for since, plan in phases:
         register_tenant(conn, an_account(**vars(account) | {"plan": plan}), at(since))
+    for since, revised in case.get("revised", []):
+        for name, prices in revised.items():
+            publish_plan(conn, a_plan(name, **prices), at(since))
     record_runs(conn, account.tenant_id, [_run(run) for run in case.get("runs", [])])
     _use(conn, account.tenant_id, case)
     _adjust(conn, case, at(phases[0][0]))

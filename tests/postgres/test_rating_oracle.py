@@ -49,6 +49,7 @@ def test_every_line_of_every_invoice_equals_the_oracle(conn: psycopg.Connection[
             assert _billed(conn, tenant_id, f"{year}-{month:02}") == expected, (SEED, tenant_id)
             compared += bool(expected)
     assert compared > TENANTS
+    assert _counted_on(conn) > TENANTS // 10
 
 
 def _tell(conn: psycopg.Connection[Any], world: World) -> dict[UUID, Customer]:
@@ -105,6 +106,15 @@ def _billed(conn: psycopg.Connection[Any], tenant_id: UUID, period: str) -> list
     return sorted(
         (key, Fraction(quantity), Fraction(exact), amount) for key, quantity, exact, amount in rows
     )
+
+
+def _counted_on(conn: psycopg.Connection[Any]) -> int:
+    """Count the lines that go on in tiers where a revision before theirs stopped."""
+    rows = conn.execute(
+        "SELECT count(*) FROM invoice_line WHERE (detail ->> 'usedBefore')::numeric"
+        " > (detail ->> 'included')::numeric AND exact > 0"
+    ).fetchone()
+    return 0 if rows is None else int(rows[0])
 
 
 def _as_decimal(quantity: Fraction) -> Decimal:

@@ -3,7 +3,9 @@
 It shares nothing with the product: no SQL, no decimals, its own calendar and its own rounding.
 Rules: a period is half-open between local midnights of the anchor day. Each second and each event
 is priced by the plan and the revision of its own moment. What is per period (fee, included
-quantity, flat fees, commitment) counts by seconds. Each line is rounded once, half to even.
+quantity, flat fees, commitment) counts by seconds: the fee and the commitment by those of each
+revision, the rest by those of the stay on the plan, in which one count goes on from revision to
+revision; unless a revision says that it counts alone. Each line is rounded once, half to even.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Revision:
     cap_per_trade: Fraction | None = None
     cap_per_period: Fraction | None = None
     volume_discounts: list[tuple[Fraction, Fraction]] = field(default_factory=list)
+    counts_alone: bool = False
 
 
 @dataclass
@@ -57,7 +60,9 @@ class Customer:
     trades: list[tuple[datetime, Fraction, Fraction]] = field(default_factory=list)
 
 
-Cut = tuple[datetime, datetime, Revision]
+Span = tuple[datetime, datetime]
+Cut = tuple[datetime, datetime, Revision, Span]
+"""From, until, prices, and the stay on the plan within the period."""
 ExpectedLine = tuple[str, Fraction, Fraction, int]
 """Key, quantity, exact amount at 18 decimals, amount in minor units."""
 
@@ -95,23 +100,27 @@ def expected_lines(
     period = _seconds(*bounds)
     used = _metered(customer, cuts)
     lines, usage_minor, committed = [], 0, Fraction(0)
-    for number, (start, end, revision) in enumerate(cuts):
+    for number, (start, end, revision, stay) in enumerate(cuts):
         share = Fraction(_seconds(start, end), period)
         stamp = f"{start:%Y-%m-%dT%H:%M:%SZ}"
         lines.append(_line(f"subscription/{stamp}", Fraction(1), revision.fee * share, customer))
         committed += revision.commitment * share
+        counted = (start, end) if revision.counts_alone else stay
+        share = Fraction(_seconds(*counted), period)
         for meter, price in revision.prices.items():
             quantity = used[number][meter]
-            quantity = Fraction(int(quantity * 10**12), 10**12)
             if quantity > 0:
-                amount = _amount(price, quantity, share)
+                near = [n for n, cut in enumerate(cuts) if counted[0] <= cut[0] < counted[1]]
+                before = sum((used[n][meter] for n in near if cuts[n][0] < start), Fraction(0))
+                whole = sum((used[n][meter] for n in near), Fraction(0))
+                amount = _amount(price, quantity, share, before, whole)
                 lines.append(_line(f"usage/{meter}/{stamp}", quantity, amount, customer))
                 usage_minor += lines[-1][3]
     lines += _commission(customer, cuts, bounds)
     missing = at_decimals(committed, 18) - Fraction(
         usage_minor, 10 ** MINOR_UNITS[customer.currency]
     )
-    if missing > 0 and any(revision.commitment for _, _, revision in cuts):
+    if missing > 0 and any(cut[2].commitment for cut in cuts):
         lines.append(_line("commitment", Fraction(1), missing, customer))
     return sorted(lines)
 
@@ -122,7 +131,7 @@ def _commission(
     """Go through the trades one by one; the discount is that of the volume of the period."""
     traded = [trade for trade in customer.trades if bounds[0] <= trade[0] < bounds[1]]
     volume = sum(trade[2] for trade in traded)
-    for start, end, revision in cuts:
+    for start, end, revision, _ in cuts:
         discount = Fraction(0)
         for from_volume, share in sorted(revision.volume_discounts):
             discount = share if volume >= from_volume else discount
@@ -154,10 +163,11 @@ def _cuts(
         revisions = plans[plan]
         for number, revision in enumerate(revisions):
             following = revisions[number + 1].since if number + 1 < len(revisions) else None
-            start = max(bounds[0], since, revision.since or since)
-            end = min(bounds[1], until or bounds[1], following or bounds[1])
+            stay = max(bounds[0], since), min(bounds[1], until or bounds[1])
+            start = max(stay[0], revision.since or since)
+            end = min(stay[1], following or bounds[1])
             if start < end:
-                yield start, end, revision
+                yield start, end, revision, stay
 
 
 def _metered(customer: Customer, cuts: list[Cut]) -> list[dict[str, Fraction]]:
@@ -173,48 +183,66 @@ def _metered(customer: Customer, cuts: list[Cut]) -> list[dict[str, Fraction]]:
     for moment, meter, quantity in customer.events:
         for number in _seconds_in(cuts, moment, moment + SECOND):
             used[number][meter] += quantity
-    return used
+    return [
+        defaultdict(Fraction, {m: Fraction(int(q * 10**12), 10**12) for m, q in meters.items()})
+        for meters in used
+    ]
 
 
 def _seconds_in(cuts: list[Cut], start: datetime, end: datetime) -> Counter[int]:
     """Count, one by one, the seconds of a run that each cut holds."""
+    bounds = [cut[:2] for cut in cuts]
     seconds, moment = Counter[int](), start
     while moment < end:
-        seconds.update(n for n, (lo, hi, _) in enumerate(cuts) if lo <= moment < hi)
+        seconds.update(n for n, (lo, hi) in enumerate(bounds) if lo <= moment < hi)
         moment += SECOND
     return seconds
 
 
-def _amount(price: Price, quantity: Fraction, share: Fraction) -> Fraction:
+def _amount(
+    price: Price,
+    quantity: Fraction,
+    share: Fraction,
+    before: Fraction = Fraction(0),
+    whole: Fraction | None = None,
+) -> Fraction:
+    """Go from the unit that was counted last to the last one of the quantity."""
     included = Fraction(int(price.included * share * 10**12), 10**12)
-    billable = max(quantity - included, Fraction(0))
-    if billable == 0:
+    whole = before + quantity if whole is None else whole
+    first, last = (max(count - included, Fraction(0)) for count in (before, before + quantity))
+    if last == 0:
         return Fraction(0)
     _, first_price, first_flat = price.tiers[0]
+    entry = share if first == 0 else Fraction(0)
     match price.model:
         case "PerUnit":
-            return billable * first_price / price.unit_size + first_flat * share
+            return (last - first) * first_price / price.unit_size + first_flat * entry
         case "Flat":
-            return first_flat * share
+            return first_flat * entry
         case "Package":
-            packages = -(-billable // price.unit_size)
-            return packages * first_price + first_flat * share
+            return _packages(first, last, price.unit_size) * first_price + first_flat * entry
         case "Volume":
             _, unit_price, flat = next(
-                tier for tier in price.tiers if tier[0] is None or billable <= tier[0]
+                tier for tier in price.tiers if tier[0] is None or whole - included <= tier[0]
             )
-            return billable * unit_price / price.unit_size + flat * share
+            return (last - first) * unit_price / price.unit_size + flat * entry
         case _:
-            return _graduated(price, billable, share)
+            return _graduated(price, first, last, share)
 
 
-def _graduated(price: Price, billable: Fraction, share: Fraction) -> Fraction:
-    total, left, lower = Fraction(0), billable, Fraction(0)
+def _packages(first: Fraction, last: Fraction, size: Fraction) -> int:
+    """Count the packages that begin after `first` units and not after all before `last`."""
+    scale = first.denominator * last.denominator * size.denominator
+    low, high, step = (int(number * scale) for number in (first, last, size))
+    return sum(1 for start in range(0, high, step) if start >= low)
+
+
+def _graduated(price: Price, first: Fraction, last: Fraction, share: Fraction) -> Fraction:
+    total, lower = Fraction(0), Fraction(0)
     for upper, unit_price, flat in price.tiers:
-        width = left if upper is None else min(left, upper - lower)
-        if left > 0:
-            total += width * unit_price / price.unit_size + flat * share
-        left -= width
+        top = last if upper is None else min(last, upper)
+        total += max(top - max(first, lower), Fraction(0)) * unit_price / price.unit_size
+        total += flat * share if first <= lower < last else 0
         lower = lower if upper is None else upper
     return total
 

@@ -33,10 +33,11 @@ def a_world(random: Random, customers: int) -> World:
     for currency in ("USD", "JPY", "KWD"):
         for number in range(2):
             name = f"{currency.lower()}-{number}"
-            moments = sorted(_moment(random, START, END) for _ in range(random.randrange(3)))
+            moments = sorted(_moment(random, START, END) for _ in range(random.randrange(5)))
+            meters = random.sample(INTERVAL_METERS + EVENT_METERS, random.randrange(3, 9))
             world.specs[name], world.plans[name] = [], []
             for since in [None, *dict.fromkeys(moments)]:
-                spec = _spec(random, currency)
+                spec = _spec(random, currency, meters)
                 world.specs[name].append(spec)
                 world.plans[name].append(_revision(spec, since))
     for _ in range(customers):
@@ -53,14 +54,15 @@ def _decimal(random: Random, whole: int, decimals: int) -> str:
     return f"{text}.{random.randrange(10**decimals):0{decimals}}" if decimals else text
 
 
-def _spec(random: Random, currency: str) -> dict[str, Any]:
+def _spec(random: Random, currency: str, meters: list[str]) -> dict[str, Any]:
     digits = {"USD": 2, "JPY": 0, "KWD": 3}[currency]
-    meters = random.sample(INTERVAL_METERS + EVENT_METERS, random.randrange(1, 7))
+    meters = random.sample(meters, random.randrange(len(meters) - 2, len(meters) + 1))
     return {
         "currency": currency,
         "fee": _decimal(random, 300, digits),
         "minimumCommitment": random.choice(["0", _decimal(random, 40, digits)]),
         "prices": [_price(random, meter, digits) for meter in meters],
+        "tierScope": random.choice(["Period", "Period", "Phase"]),
         "commission": _commission(random, digits),
     }
 
@@ -83,7 +85,7 @@ def _commission(random: Random, digits: int) -> dict[str, Any]:
 
 def _price(random: Random, meter: str, digits: int) -> dict[str, Any]:
     model = random.choice(MODELS)
-    ends = sorted(random.sample(range(1, 9000), random.randrange(3)))
+    ends = sorted(random.sample(range(1, random.choice([3000, 9000])), random.randrange(4)))
     tiered = model in ("Graduated", "Volume")
     uppers: list[str | None] = [f"{end}.5" for end in ends] if tiered else []
     tiers = []
@@ -95,7 +97,7 @@ def _price(random: Random, meter: str, digits: int) -> dict[str, Any]:
     return {
         "meter": meter,
         "model": model,
-        "included": random.choice(["0", _decimal(random, 4000, random.choice([0, 3]))]),
+        "included": random.choice(["0", _decimal(random, random.choice([400, 4000]), 3)]),
         "unitSize": random.choice(["1", "3", "7", "1000", "3600", "0.7"]),
         "tiers": tiers,
     }
@@ -129,6 +131,7 @@ def _revision(spec: dict[str, Any], since: datetime | None) -> Revision:
             (Fraction(step["fromVolume"]), Fraction(step["discount"]))
             for step in spec["commission"]["volumeDiscounts"]
         ],
+        counts_alone=spec["tierScope"] == "Phase",
     )
 
 
@@ -164,7 +167,7 @@ def _customer(random: Random, world: World) -> Customer:
         end = start + timedelta(seconds=random.choice([1, 600, 1200, random.randrange(1500)]))
         size = random.choice([10 * 2**30, 10**9, 7, 123_456_789_123_456])
         customer.volumes.append((start, end, size))
-    for _ in range(random.randrange(15)):
+    for _ in range(random.randrange(30)):
         near = random.choice(edges) + timedelta(seconds=random.randrange(-5000, 5000))
         moment = random.choice([near, random.choice(edges), _moment(random, START, END)])
         quantity = Fraction(_decimal(random, 5000, random.choice([0, 6])))

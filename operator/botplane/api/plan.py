@@ -37,6 +37,13 @@ class PriceModel(StrEnum):
     VOLUME = "Volume"
 
 
+class TierScope(StrEnum):
+    """Over which time included quantities and tiers count."""
+
+    PERIOD = "Period"
+    PHASE = "Phase"
+
+
 class OnExceed(StrEnum):
     """What happens when all that is included of a meter is used."""
 
@@ -226,6 +233,10 @@ class PlanSpec(APIModel):
     """Whether every bot must name its `image` with a sha256 digest. Default Optional."""
     prices: Annotated[list[Price], Field(max_length=50, json_schema_extra=list_map("meter"))] = []
     """Prices of meters. A meter without a price costs nothing."""
+    tier_scope: TierScope = TierScope.PERIOD
+    """Over which time `included` and tiers count. Period goes on through a change of these prices;
+    a change to another plan divides it by seconds. Phase divides it, and begins anew, at each
+    change of these prices too. Default Period."""
     minimum_commitment: Money = "0"
     """Least amount of usage charges per billing period. Default `0`."""
     commission: Commission = Commission()

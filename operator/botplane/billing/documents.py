@@ -161,6 +161,8 @@ def _usage_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
     included = decimal(line.detail["included"])
     if included:
         exact.append(f"{_quantity(meter, included)} included")
+    if "usedBefore" in line.detail:
+        exact.append(f"{_quantity(meter, decimal(line.detail['usedBefore']))} used before")
     price = prices[0] if len(tiers) == 1 else ""
     rows = [_columns(meter.title, _quantity(meter, line.quantity), price, amount)]
     rows += _notes(line, invoice, ", ".join(exact))

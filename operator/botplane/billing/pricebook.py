@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from botplane.api.plan import OnExceed, PriceModel
+from botplane.api.plan import OnExceed, PriceModel, TierScope
 from botplane.billing.money import decimal, minor_units, plain, to_minor
 from botplane.errors import Rejected
 
@@ -35,6 +35,7 @@ _SQL_MODELS = {
     PriceModel.GRADUATED: "graduated",
     PriceModel.VOLUME: "volume",
 }
+_SQL_TIER_SCOPES = {TierScope.PERIOD: "period", TierScope.PHASE: "phase"}
 _SQL_ON_EXCEED = {OnExceed.BILL: "bill", OnExceed.BLOCK: "block"}
 _TIERED = (PriceModel.GRADUATED, PriceModel.VOLUME)
 
@@ -77,12 +78,18 @@ class CommissionTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class PriceBook:
-    """All that a plan charges."""
+    """All that a plan charges.
+
+    Attributes:
+        tier_scope: `period` counts included quantities and tiers on over revisions of the plan,
+            `phase` begins anew with this one.
+    """
 
     plan: str
     currency: str
     fee_minor: int
     minimum_commitment_minor: int
+    tier_scope: str
     commission: CommissionTerms
     prices: tuple[MeterPrice, ...]
 
@@ -108,6 +115,7 @@ def price_book(plan: str, spec: PlanSpec) -> PriceBook:
         currency=spec.currency,
         fee_minor=to_minor(spec.fee, spec.currency),
         minimum_commitment_minor=to_minor(spec.minimum_commitment, spec.currency),
+        tier_scope=_SQL_TIER_SCOPES[spec.tier_scope],
         commission=_commission(spec),
         prices=tuple(
             _meter_price(price, spec.currency)
@@ -182,7 +190,9 @@ def _tiers(price: Price, currency: str) -> tuple[Tier, ...]:
 
 def _canonical(book: PriceBook) -> dict[str, Any]:
     terms = book.commission
-    return {
+    # Books without it are older than it, and stay the ones that they are.
+    added = {} if book.tier_scope == "period" else {"tierScope": book.tier_scope}
+    return added | {
         "currency": book.currency,
         "feeMinor": book.fee_minor,
         "minimumCommitmentMinor": book.minimum_commitment_minor,
@@ -207,7 +217,7 @@ def _canonical(book: PriceBook) -> dict[str, Any]:
                     ]
                     for tier in price.tiers
                 ],
-                # Books without it are older than it, and stay the ones that they are.
+                # As above.
                 *(["block"] if price.on_exceed == "block" else []),
             ]
             for price in book.prices

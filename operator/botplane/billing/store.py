@@ -106,6 +106,7 @@ def _insert_version(conn: Connection[Any], book: PriceBook, version: dict[str, A
         | {
             "fee_minor": book.fee_minor,
             "minimum_commitment_minor": book.minimum_commitment_minor,
+            "tier_scope": book.tier_scope,
             "rate": terms.rate,
             "cap_per_trade_minor": terms.cap_per_trade_minor,
             "cap_per_period_minor": terms.cap_per_period_minor,

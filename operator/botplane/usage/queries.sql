@@ -128,7 +128,8 @@ GROUP BY c.tenant_id
 WITH segment AS MATERIALIZED (
     SELECT s.tenant_id, s.starts_at, s.ends_at, s.plan, s.version,
         extract(epoch FROM s.period_ends_at - s.period_starts_at) AS period_seconds,
-        extract(epoch FROM s.ends_at - s.starts_at) AS seconds,
+        extract(epoch FROM s.counted_until - s.counted_from) AS seconds, s.counted_from,
+        s.counted_until, s.counted_from = s.starts_at AND s.counted_until = s.ends_at AS is_alone,
         count(*) OVER (PARTITION BY s.tenant_id) = 1 AS is_whole, s.ends_at > %(now)s AS is_now
     FROM usage_segment s JOIN tenant t ON t.tenant_id = s.tenant_id
     WHERE t.closed_at IS NULL AND s.period_starts_at <= %(now)s AND s.period_ends_at > %(now)s
@@ -137,8 +138,7 @@ WITH segment AS MATERIALIZED (
 wanted AS MATERIALIZED (
     SELECT v.plan, v.version, m.meter FROM plan_version v CROSS JOIN meter m
     WHERE %(tenants)s::uuid[] IS NOT NULL OR m.meter IN ('bot_seconds', 'rpc_calls')
-        OR EXISTS (SELECT FROM price p WHERE p.plan = v.plan AND p.version = v.version
-            AND p.meter = m.meter)
+        OR EXISTS (SELECT FROM price p WHERE p.plan = v.plan AND p.meter = m.meter)
 ),
 used AS MATERIALIZED (
     SELECT t.tenant_id, t.starts_at, t.meter, t.bot_id, t.quantity
@@ -167,6 +167,25 @@ metered AS MATERIALIZED (
         trim_scale(billed_quantity(sum(u.quantity))) AS quantity
     FROM used u GROUP BY u.tenant_id, u.starts_at, u.meter HAVING sum(u.quantity) > 0
 ),
+-- Cuts that share a count: what was used in it before, and in all; also where nothing was since.
+shared AS MATERIALIZED (
+    SELECT s.tenant_id, s.starts_at, u.meter, sum(u.quantity) AS whole,
+        COALESCE(sum(u.quantity) FILTER (WHERE u.starts_at < s.starts_at), 0) AS before,
+        COALESCE(sum(u.quantity) FILTER (WHERE u.starts_at = s.starts_at), 0) AS quantity
+    FROM segment s
+    JOIN metered u ON u.tenant_id = s.tenant_id AND u.starts_at >= s.counted_from
+        AND u.starts_at < s.counted_until
+    WHERE NOT s.is_alone
+    GROUP BY s.tenant_id, s.starts_at, u.meter
+),
+counted AS MATERIALIZED (
+    SELECT u.tenant_id, u.starts_at, u.meter, u.quantity, 0::numeric AS before, u.quantity AS whole
+    FROM metered u JOIN segment s ON s.tenant_id = u.tenant_id AND s.starts_at = u.starts_at
+    WHERE s.is_alone
+    UNION ALL
+    SELECT h.tenant_id, h.starts_at, h.meter, h.quantity, h.before, h.whole
+    FROM shared h WHERE h.quantity > 0 OR h.before > 0
+),
 priced AS MATERIALIZED (
     SELECT p.plan, p.version, p.meter, p.model, trim_scale(p.unit_size) AS unit_size,
         trim_scale(p.included) AS included, p.on_exceed = 'block' AS is_hard, z.tiers, trim_scale(z.unit_price) AS unit_price,
@@ -179,39 +198,36 @@ priced AS MATERIALIZED (
         WHERE t.plan = p.plan AND t.version = p.version AND t.meter = p.meter) AS z
 ),
 line AS MATERIALIZED (
-    SELECT u.tenant_id, u.starts_at, u.meter, u.quantity, i.included, s.is_whole,
+    SELECT u.tenant_id, u.starts_at, u.meter, u.quantity, i.included, s.is_whole, s.counted_from,
         COALESCE(p.is_hard AND s.is_now, false) AS is_hard,
         COALESCE(0.000000000000000001 * CASE
             WHEN 2 * r.r > d.d OR (2 * r.r = d.d AND mod(r.q, 2) <> 0) THEN r.q + 1
             ELSE r.q END, 0) AS exact
-    FROM metered u
+    FROM counted u
     JOIN segment s ON s.tenant_id = u.tenant_id AND s.starts_at = u.starts_at
     LEFT JOIN priced p ON p.plan = s.plan AND p.version = s.version AND p.meter = u.meter
     CROSS JOIN LATERAL (SELECT CASE WHEN s.seconds = s.period_seconds THEN p.included
         ELSE div(p.included * s.seconds * 1000000000000, s.period_seconds) * 0.000000000001
         END AS included OFFSET 0) AS i
-    CROSS JOIN LATERAL (SELECT greatest(u.quantity - i.included, 0) AS billable OFFSET 0) AS b
-    CROSS JOIN LATERAL (SELECT p.unit_size * (div(b.billable, p.unit_size)
-        + sign(mod(b.billable, p.unit_size))) AS packages) AS k
+    CROSS JOIN LATERAL (SELECT
+        CASE WHEN u.before = 0 THEN 0 ELSE greatest(u.before - i.included, 0) END AS low,
+        greatest(u.before + u.quantity - i.included, 0) AS high OFFSET 0) AS b
     LEFT JOIN LATERAL (
         SELECT COALESCE(sum(w.units * trim_scale(t.unit_price)), 0) AS units,
-            COALESCE(sum(t.flat_fee_minor), 0) AS flat_minor
+            COALESCE(sum(t.flat_fee_minor) FILTER (WHERE w.is_entered), 0) AS flat_minor
         FROM price_tier t
-        CROSS JOIN LATERAL (SELECT CASE p.model
-            WHEN 'flat' THEN 0
-            WHEN 'package' THEN k.packages
-            WHEN 'graduated' THEN least(b.billable, t.hi) - t.lo
-            ELSE b.billable END AS units) AS w
-        WHERE p.tiers > 1 AND b.billable > 0
+        CROSS JOIN LATERAL part_of_tier(p.model, p.unit_size, b.low, b.high,
+            greatest(u.whole - i.included, 0), t.lo, t.hi) AS w
+        WHERE p.tiers > 1 AND b.high > b.low
             AND t.plan = p.plan AND t.version = p.version AND t.meter = p.meter
-            AND b.billable > t.lo AND (p.model <> 'volume' OR b.billable <= t.hi OR t.hi IS NULL)
     ) AS m ON true
     CROSS JOIN LATERAL (SELECT
-        CASE WHEN b.billable = 0 THEN 0 WHEN p.tiers > 1 THEN m.flat_minor
-            ELSE p.flat_minor END AS flat_minor,
-        CASE WHEN b.billable = 0 OR p.model = 'flat' THEN 0 WHEN p.tiers > 1 THEN m.units
-            WHEN p.model = 'package' THEN p.unit_price * k.packages
-            ELSE p.unit_price * b.billable END AS units OFFSET 0) AS t
+        CASE WHEN p.tiers > 1 THEN m.flat_minor WHEN b.low = 0 AND b.high > 0 THEN p.flat_minor
+            ELSE 0 END AS flat_minor,
+        CASE WHEN b.high = b.low OR p.model = 'flat' THEN 0 WHEN p.tiers > 1 THEN m.units
+            WHEN p.model <> 'package' THEN p.unit_price * (b.high - b.low)
+            ELSE p.unit_price * (units_of_tier(p.model, p.unit_size, b.high, 0, NULL)
+                - units_of_tier(p.model, p.unit_size, b.low, 0, NULL)) END AS units OFFSET 0) AS t
     -- As divide() does, written out: a call of it for each line would take half of the time.
     CROSS JOIN LATERAL (SELECT
         CASE WHEN t.flat_minor = 0 THEN t.units ELSE t.units * p.minors * s.period_seconds
@@ -224,14 +240,20 @@ line AS MATERIALIZED (
 share AS MATERIALIZED (
     SELECT l.tenant_id, l.starts_at, l.meter, l.exact / l.quantity AS factor
     FROM line l WHERE l.exact > 0
+),
+-- Of a count, what its last cut includes.
+tally AS (
+    SELECT l.tenant_id, l.meter, sum(l.quantity) AS quantity, sum(l.exact) AS exact,
+        (array_agg(l.included ORDER BY l.starts_at DESC))[1] AS included, bool_or(l.is_hard) AS is_hard
+    FROM line l WHERE NOT l.is_whole GROUP BY l.tenant_id, l.meter, l.counted_from
 )
 SELECT l.tenant_id, NULL::uuid AS bot_id, l.meter, l.quantity, l.included,
     l.exact::numeric(38, 18) AS cost, l.is_hard
 FROM line l WHERE l.is_whole
 UNION ALL
-SELECT l.tenant_id, NULL, l.meter, sum(l.quantity), sum(l.included), sum(l.exact)::numeric(38, 18),
-    bool_or(l.is_hard)
-FROM line l WHERE NOT l.is_whole GROUP BY l.tenant_id, l.meter
+SELECT c.tenant_id, NULL, c.meter, sum(c.quantity), sum(c.included), sum(c.exact)::numeric(38, 18),
+    bool_or(c.is_hard)
+FROM tally c GROUP BY c.tenant_id, c.meter
 UNION ALL
 SELECT u.tenant_id, u.bot_id, NULL,
     COALESCE(sum(u.quantity) FILTER (WHERE u.meter = 'bot_seconds'), 0), NULL,

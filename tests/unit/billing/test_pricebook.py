@@ -57,7 +57,7 @@ def test_price_that_cannot_be_billed_is_refused(plan: dict[str, Any], reason: st
     assert refused.value.reason == reason
 
 
-def test_book_without_hard_limits_has_the_hash_that_it_had_before_there_were_any() -> None:
+def test_book_without_later_terms_has_the_hash_that_it_had_before_there_were_any() -> None:
     known = "dc4d9bb2"
     included = CALLS | {"included": "5"}
     soft, hard = (
@@ -88,6 +88,7 @@ def test_writing_and_order_do_not_change_the_content() -> None:
     [
         {"fee": "10.01"},
         {"minimumCommitment": "1"},
+        {"tierScope": "Phase"},
         {"prices": [per_hour("0.06")]},
         {"prices": [CALLS | {"included": "1"}]},
         {"prices": [CALLS | {"unitSize": "2"}]},

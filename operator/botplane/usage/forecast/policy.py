@@ -41,10 +41,21 @@ class Amounts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A part of a period, `[starts_at, ends_at)`, in which prices do not change."""
+    """A part of a period, `[starts_at, ends_at)`, in which prices do not change.
+
+    Attributes:
+        counted: The time whose usage included quantities and tiers count; None: its own.
+    """
 
     starts_at: datetime
     ends_at: datetime
+    counted: tuple[datetime, datetime] | None = None
+
+    def counts(self, other: Segment) -> bool:
+        """Whether the usage of another segment is in the same count."""
+        if self.counted is None:
+            return other.starts_at == self.starts_at
+        return self.counted[0] <= other.starts_at < self.counted[1]
 
 
 class Use(NamedTuple):
@@ -97,6 +108,14 @@ class Ground:
         return self.elapsed < DAY and self.elapsed_percent < EARLY_PERCENT
 
 
+class Counted(NamedTuple):
+    """A quantity of a segment, with what was counted before it and will be in all."""
+
+    quantity: Decimal
+    before: Decimal
+    whole: Decimal
+
+
 class Quantities(NamedTuple):
     """What a meter may have counted at the end of a segment."""
 
@@ -106,11 +125,13 @@ class Quantities(NamedTuple):
     middle: Decimal
     high: Decimal
     run_rate: Decimal
+    counted: tuple[Counted, ...] = ()
+    """The same in the order of `Amounts`, each with the others of its count."""
 
     @property
     def all(self) -> tuple[Decimal, ...]:
         """The quantities, in the order of `Amounts`."""
-        return self[2:]
+        return self.low, self.middle, self.high, self.run_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +221,11 @@ def expected_quantities(ground: Ground) -> list[Quantities]:
     """
     meters = sorted({meter for _, meter in ground.uses} | ground.histories.keys())
     with localcontext(EXACT):
-        return [expected for meter in meters for expected in _expected(ground, meter)]
+        return [
+            expected
+            for meter in meters
+            for expected in _counted(ground.segments, list(_expected(ground, meter)))
+        ]
 
 
 def commission(
@@ -270,6 +295,26 @@ def _expected(ground: Ground, meter: str) -> Iterator[Quantities]:
         low, middle, high = (use.at_end + (part * share).quantize(STEP) for part in more)
         run_rate = use.used + (straight * share).quantize(STEP)
         yield Quantities(segment.starts_at, meter, max(use.used, low), middle, high, run_rate)
+
+
+def _counted(segments: Sequence[Segment], expected: Sequence[Quantities]) -> Iterator[Quantities]:
+    for segment, mine in zip(segments, expected, strict=True):
+        near = [e.all for s, e in zip(segments, expected, strict=True) if segment.counts(s)]
+        before = [
+            e.all
+            for s, e in zip(segments, expected, strict=True)
+            if segment.counts(s) and s.starts_at < segment.starts_at
+        ]
+        yield mine._replace(
+            counted=tuple(
+                Counted(quantity, _sum_of(before, place), _sum_of(near, place))
+                for place, quantity in enumerate(mine.all)
+            )
+        )
+
+
+def _sum_of(quantities: Sequence[Sequence[Decimal]], place: int) -> Decimal:
+    return sum((some[place] for some in quantities), Decimal(0))
 
 
 def _share_of_rest(segment: Segment, ground: Ground) -> Decimal:

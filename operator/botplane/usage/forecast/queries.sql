@@ -10,7 +10,7 @@ SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true),
 -- The cuts of some periods, with what depends on time alone, as an invoice rounds it:
 -- the fee of the cut, the commitment (exact) and the highest commission of the period. In minor
 -- units.
-SELECT s.tenant_id, s.starts_at, s.ends_at,
+SELECT s.tenant_id, s.starts_at, s.ends_at, s.counted_from, s.counted_until,
     half_even(divide(v.fee_minor * k.seconds, m.minors * k.period_seconds) * m.minors)::bigint
         AS fee,
     u.minor_units AS digits,
@@ -59,7 +59,7 @@ use AS (
 SELECT u.tenant_id, u.starts_at, u.meter, billed_quantity(sum(u.used)), billed_quantity(sum(u.at_end))
 FROM use u
 JOIN segment s ON s.tenant_id = u.tenant_id AND s.starts_at = u.starts_at
-JOIN price p ON p.plan = s.plan AND p.version = s.version AND p.meter = u.meter
+WHERE EXISTS (SELECT FROM price p WHERE p.plan = s.plan AND p.meter = u.meter)
 GROUP BY u.tenant_id, u.starts_at, u.meter
 
 -- event_days --
@@ -138,12 +138,13 @@ GROUP BY c.tenant_id
 -- What quantities cost in their cuts, in minor units, by the rating of invoices.
 SELECT q.number, half_even(r.exact * power(10::numeric, c.minor_units))::bigint
 FROM unnest(%(tenants)s::uuid[], %(starts)s::timestamptz[], %(meters)s::text[],
-    %(quantities)s::numeric[]) WITH ORDINALITY AS q (tenant_id, starts_at, meter, quantity, number)
+    %(quantities)s::numeric[], %(befores)s::numeric[], %(wholes)s::numeric[]) WITH ORDINALITY
+    AS q (tenant_id, starts_at, meter, quantity, before, whole, number)
 JOIN usage_segment s ON s.tenant_id = q.tenant_id AND s.starts_at = q.starts_at
 JOIN plan p ON p.plan = s.plan
 JOIN currency c ON c.currency = p.currency
-CROSS JOIN LATERAL rate_quantity(s.plan, s.version, q.meter, q.quantity,
-    extract(epoch FROM s.ends_at - s.starts_at),
+CROSS JOIN LATERAL rate_quantity(s.plan, s.version, q.meter, q.quantity, q.before, q.whole,
+    extract(epoch FROM s.counted_until - s.counted_from),
     extract(epoch FROM s.period_ends_at - s.period_starts_at)) r
 
 -- keep --

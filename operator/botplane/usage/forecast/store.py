@@ -154,8 +154,11 @@ def _read_segments(
     segments = defaultdict[UUID, list[Segment]](list)
     fees = defaultdict[UUID, int](int)
     terms = {}
-    for tenant_id, starts, ends, fee, *others in conn.execute(SQL["segments"], names):
-        segments[tenant_id].append(Segment(starts_at=_utc(starts), ends_at=_utc(ends)))
+    for tenant_id, starts, ends, first, last, fee, *others in conn.execute(SQL["segments"], names):
+        counted = (_utc(first), _utc(last))
+        segments[tenant_id].append(
+            Segment(starts_at=_utc(starts), ends_at=_utc(ends), counted=counted)
+        )
         fees[tenant_id] += fee
         terms[tenant_id] = _Terms(fees[tenant_id], *others)
     return segments, terms
@@ -215,22 +218,24 @@ def _rate(conn: Connection[Any], grounds: Mapping[UUID, Ground]) -> dict[UUID, l
     wanted = {t: list(expected_quantities(ground)) for t, ground in grounds.items()}
     asked = list(
         dict.fromkeys(
-            (tenant_id, expected.starts_at, expected.meter, quantity)
+            (tenant_id, expected.starts_at, expected.meter, *counted)
             for tenant_id, found in wanted.items()
             for expected in found
-            for quantity in expected.all
+            for counted in expected.counted
         )
     )
     names = {
         name: [question[place] for question in asked]
-        for place, name in enumerate(("tenants", "starts", "meters", "quantities"))
+        for place, name in enumerate(
+            ("tenants", "starts", "meters", "quantities", "befores", "wholes")
+        )
     }
     rated = dict.fromkeys(asked, 0)
     for number, minor in conn.execute(SQL["rated"], names):
         rated[asked[number - 1]] = minor
     return {
         tenant_id: [
-            Amounts(*(rated[tenant_id, e.starts_at, e.meter, quantity] for quantity in e.all))
+            Amounts(*(rated[tenant_id, e.starts_at, e.meter, *counted] for counted in e.counted))
             for e in found
         ]
         for tenant_id, found in wanted.items()

@@ -1,0 +1,156 @@
+"""Prices that change in mid-period: what the plan includes, and its tiers, count on."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from botplane.billing.run import billing_run, invoice
+from botplane.billing.store import publish_plan
+from botplane.store.migrate import migrate, migrations
+from botplane.tenants.store import register_tenant
+from botplane.usage.store import standing_of
+from tests.support.billing import a_plan, an_account, at, complete_until, record_usage
+
+NOV, DEC = at("2026-11-02"), at("2026-12-02")
+FEE_MINOR = 7
+quantities = st.lists(st.integers(0, 4_000_000).map(lambda n: Decimal(n).scaleb(-3)), min_size=1)
+
+
+def calls_at(price: str, **more: Any) -> dict[str, Any]:
+    """Return a price of calls with one tier."""
+    return {
+        "meter": "rpc_calls",
+        "model": "PerUnit",
+        "tiers": [{"unitPrice": price, "flatFee": "0.07"}],
+        **more,
+    }
+
+
+def tiered(model: str) -> dict[str, Any]:
+    tiers = [
+        {"upTo": "1000.5", "unitPrice": "0.3", "flatFee": "0.07"},
+        {"upTo": "7000", "unitPrice": "0.123456789", "flatFee": "1.00"},
+        {"unitPrice": "0.01", "flatFee": "0.50"},
+    ]
+    return calls_at("0", model=model, included="900.25", unitSize="7", tiers=tiers)
+
+
+PRICES = {
+    "PerUnit": calls_at("0.3", included="900.25", unitSize="7"),
+    "Flat": calls_at("0", model="Flat", included="900.25"),
+    "Package": calls_at("0.3", model="Package", included="900.25", unitSize="7"),
+    "Graduated": tiered("Graduated"),
+    "Volume": tiered("Volume"),
+}
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(model=st.sampled_from(sorted(PRICES)), used=quantities)
+def test_revisions_that_change_no_price_change_no_charge(
+    conn: psycopg.Connection[Any], model: str, used: list[Decimal]
+) -> None:
+    name = model.lower()
+    publish_plan(conn, a_plan(name, prices=[PRICES[model]]), NOV)
+    befores = [sum(used[:n], Decimal(0)) for n in range(len(used))]
+    rows = conn.execute(
+        "SELECT sum(r.exact), max(w.exact), sum(r.billable), max(w.billable)"
+        " FROM unnest(%(used)s::numeric[], %(befores)s::numeric[]) AS q (used, before)"
+        " CROSS JOIN LATERAL rate_quantity(%(plan)s, 1, 'rpc_calls', q.used, q.before, %(whole)s,"
+        "   600, 1000) r"
+        " CROSS JOIN rate_quantity(%(plan)s, 1, 'rpc_calls', %(whole)s, 0, %(whole)s, 600, 1000) w",
+        {"plan": name, "used": used, "befores": befores, "whole": sum(used)},
+    ).fetchall()
+
+    [(parts, whole, billable, billable_whole)] = rows
+    assert billable == billable_whole
+    assert abs(parts - whole) <= Decimal(len(used)).scaleb(-18)
+
+
+def test_meter_that_gets_a_price_counts_what_was_used_before(conn: psycopg.Connection[Any]) -> None:
+    publish_plan(conn, a_plan(), at("2026-10-01"))
+    account = an_account()
+    register_tenant(conn, account, at("2026-10-01"))
+    free, priced = at("2026-10-10T12:00:00Z"), at("2026-10-20T12:00:00Z")
+    publish_plan(conn, a_plan(prices=[calls_at("1", included="100")]), at("2026-10-16"))
+    used = [(free, "rpc_calls", Decimal(70)), (priced, "rpc_calls", Decimal(50))]
+    record_usage(conn, account.tenant_id, used)
+    now = at("2026-10-31T23:00:00Z")
+
+    stand = standing_of(conn, "acme", now)
+
+    [line] = [line for line in invoice(conn, "acme", "2026-10", now).lines if line.meter]
+    assert line.quantity == 50
+    assert line.amount_minor == 2000 + FEE_MINOR
+    assert sum(meter.cost for meter in stand.meters) == line.exact == Decimal("20.07")
+    assert (line.detail["included"], line.detail["billable"]) == ("100", "20")
+    assert line.detail["usedBefore"] == "70"
+
+
+@pytest.mark.parametrize(
+    ("counts_by_cut", "charged", "late"),
+    # 31 days, cut after 15: 48.387... of 100 are included before, 51.612... after.
+    [(False, [0, 2000, 2000], [0, 1000]), (True, [1161, 839, 2000], [1000])],
+)
+def test_what_was_billed_by_the_old_reading_is_corrected_by_it(
+    conn: psycopg.Connection[Any], *, counts_by_cut: bool, charged: list[int], late: list[int]
+) -> None:
+    price = calls_at("1", included="100", tiers=[{"unitPrice": "1"}])
+    publish_plan(conn, a_plan(prices=[price]), at("2026-10-01"))
+    account = an_account()
+    register_tenant(conn, account, at("2026-10-01"))
+    publish_plan(conn, a_plan(fee="1", prices=[price]), at("2026-10-16"))
+    days = [at("2026-10-05T12:00:00Z"), at("2026-10-20T12:00:00Z")]
+    record_usage(conn, account.tenant_id, [(day, "rpc_calls", Decimal(60)) for day in days])
+    complete_until(conn, NOV)
+    conn.execute("SELECT ensure_periods(%s)", [NOV])
+    conn.execute("UPDATE billing_period SET counts_by_cut = %s", [counts_by_cut])
+    billing_run(conn, NOV)
+    record_usage(conn, account.tenant_id, [(days[0], "rpc_calls", Decimal(10))])
+    complete_until(conn, DEC)
+    billing_run(conn, DEC)
+
+    billed = invoice(conn, "acme", "2026-10", NOV).lines
+    corrected = [
+        li for li in invoice(conn, "acme", "2026-11", DEC).lines if li.kind == "correction"
+    ]
+    usage = [line.amount_minor for line in billed if line.kind == "usage"]
+    assert [*usage, sum(usage)] == charged
+    assert [0] * (not counts_by_cut) + [line.amount_minor for line in corrected] == late
+
+
+def test_closed_periods_keep_their_reading_at_the_update(database: str) -> None:
+    files = migrations()
+    migrate(database, [file for file in files if file.version < 30])
+    tenant_id = uuid4()
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO tenant VALUES (%s, 'acme', 'tenant-acme', 'USD', 'UTC', 1, NULL, %s)",
+            [tenant_id, NOV],
+        )
+        for month, state, reason in ((9, "closed", None), (10, "parked", "x"), (11, "open", None)):
+            conn.execute(
+                "INSERT INTO billing_period (tenant_id, period, starts_at, ends_at, state,"
+                " parked_reason) VALUES (%s, %s, make_timestamptz(2026, %s, 1, 0, 0, 0, 'UTC'),"
+                " make_timestamptz(2026, %s + 1, 1, 0, 0, 0, 'UTC'), %s, %s)",
+                [tenant_id, f"2026-{month:02}", month, month, state, reason],
+            )
+
+    migrate(database, files)
+
+    with psycopg.connect(database) as conn:
+        conn.execute(
+            "INSERT INTO billing_period (tenant_id, period, starts_at, ends_at)"
+            " VALUES (%s, '2026-12', '2026-12-01', '2027-01-01')",
+            [tenant_id],
+        )
+        found = conn.execute("SELECT counts_by_cut FROM billing_period ORDER BY period").fetchall()
+    assert [counts for (counts,) in found] == [True, False, False, False]
