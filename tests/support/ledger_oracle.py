@@ -5,7 +5,8 @@ Rules: a period is half-open between local midnights of the anchor day. Each sec
 is priced by the plan and the revision of its own moment. What is per period (fee, included
 quantity, flat fees, commitment) counts by seconds: the fee and the commitment by those of each
 revision, the rest by those of the stay on the plan, in which one count goes on from revision to
-revision; unless a revision says that it counts alone. Each line is rounded once, half to even.
+revision; unless a revision says that it counts alone. Each line is rounded once, half to even or,
+where its revision says so, half up; a commitment as the last revision of the period says.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Revision:
     cap_per_period: Fraction | None = None
     volume_discounts: list[tuple[Fraction, Fraction]] = field(default_factory=list)
     counts_alone: bool = False
+    half_up: bool = False
 
 
 @dataclass
@@ -76,6 +78,12 @@ def half_even(number: Fraction) -> int:
     return below if twice < 1 else below + 1
 
 
+def half_up(number: Fraction) -> int:
+    """Round to the nearest integer; of two that are as near, to the one farther from zero."""
+    magnitude = int(abs(number) * 2 + 1) // 2
+    return -magnitude if number < 0 else magnitude
+
+
 def at_decimals(number: Fraction, decimals: int) -> Fraction:
     """Round half to even at a number of decimals."""
     return Fraction(half_even(number * 10**decimals), 10**decimals)
@@ -103,7 +111,8 @@ def expected_lines(
     for number, (start, end, revision, stay) in enumerate(cuts):
         share = Fraction(_seconds(start, end), period)
         stamp = f"{start:%Y-%m-%dT%H:%M:%SZ}"
-        lines.append(_line(f"subscription/{stamp}", Fraction(1), revision.fee * share, customer))
+        fee = revision.fee * share
+        lines.append(_line(f"subscription/{stamp}", Fraction(1), fee, customer, revision))
         committed += revision.commitment * share
         counted = (start, end) if revision.counts_alone else stay
         share = Fraction(_seconds(*counted), period)
@@ -114,14 +123,16 @@ def expected_lines(
                 before = sum((used[n][meter] for n in near if cuts[n][0] < start), Fraction(0))
                 whole = sum((used[n][meter] for n in near), Fraction(0))
                 amount = _amount(price, quantity, share, before, whole)
-                lines.append(_line(f"usage/{meter}/{stamp}", quantity, amount, customer))
+                key = f"usage/{meter}/{stamp}"
+                lines.append(_line(key, quantity, amount, customer, revision))
                 usage_minor += lines[-1][3]
     lines += _commission(customer, cuts, bounds)
     missing = at_decimals(committed, 18) - Fraction(
         usage_minor, 10 ** MINOR_UNITS[customer.currency]
     )
     if missing > 0 and any(cut[2].commitment for cut in cuts):
-        lines.append(_line("commitment", Fraction(1), missing, customer))
+        last = max(cuts, key=lambda cut: cut[0])[2]
+        lines.append(_line("commitment", Fraction(1), missing, customer, last))
     return sorted(lines)
 
 
@@ -148,12 +159,16 @@ def _commission(
             total = min(total, revision.cap_per_period * part)
         if winners:
             stamp = f"{start:%Y-%m-%dT%H:%M:%SZ}"
-            yield _line(f"commission/{stamp}", Fraction(winners), total, customer)
+            key = f"commission/{stamp}"
+            yield _line(key, Fraction(winners), total, customer, revision)
 
 
-def _line(key: str, quantity: Fraction, amount: Fraction, customer: Customer) -> ExpectedLine:
+def _line(
+    key: str, quantity: Fraction, amount: Fraction, customer: Customer, revision: Revision
+) -> ExpectedLine:
     exact = at_decimals(amount, 18)
-    return key, quantity, exact, half_even(exact * 10 ** MINOR_UNITS[customer.currency])
+    minor = exact * 10 ** MINOR_UNITS[customer.currency]
+    return key, quantity, exact, half_up(minor) if revision.half_up else half_even(minor)
 
 
 def _cuts(

@@ -62,6 +62,7 @@ def _spec(random: Random, currency: str, meters: list[str]) -> dict[str, Any]:
         "fee": _decimal(random, 300, digits),
         "minimumCommitment": random.choice(["0", _decimal(random, 40, digits)]),
         "prices": [_price(random, meter, digits) for meter in meters],
+        "rounding": random.choice(["HalfEven", "HalfUp"]),
         "tierScope": random.choice(["Period", "Period", "Phase"]),
         "commission": _commission(random, digits),
     }
@@ -132,6 +133,7 @@ def _revision(spec: dict[str, Any], since: datetime | None) -> Revision:
             for step in spec["commission"]["volumeDiscounts"]
         ],
         counts_alone=spec["tierScope"] == "Phase",
+        half_up=spec["rounding"] == "HalfUp",
     )
 
 

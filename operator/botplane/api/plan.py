@@ -44,6 +44,13 @@ class TierScope(StrEnum):
     PHASE = "Phase"
 
 
+class Rounding(StrEnum):
+    """Where the half of a minor unit goes."""
+
+    HALF_EVEN = "HalfEven"
+    HALF_UP = "HalfUp"
+
+
 class OnExceed(StrEnum):
     """What happens when all that is included of a meter is used."""
 
@@ -237,6 +244,10 @@ class PlanSpec(APIModel):
     """Over which time `included` and tiers count. Period goes on through a change of these prices;
     a change to another plan divides it by seconds. Phase divides it, and begins anew, at each
     change of these prices too. Default Period."""
+    rounding: Rounding = Rounding.HALF_EVEN
+    """How each line of an invoice is rounded to the minor unit, and the coupons and taxes of the
+    invoice at whose end these prices are in force: HalfEven takes a half to the even neighbour,
+    HalfUp away from zero, as some laws want it. Default HalfEven."""
     minimum_commitment: Money = "0"
     """Least amount of usage charges per billing period. Default `0`."""
     commission: Commission = Commission()

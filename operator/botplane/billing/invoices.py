@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from botplane.billing.money import minor_units, plain
+from botplane.billing.money import Rounding, minor_units, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -93,6 +93,11 @@ class Line:
     def charge_kind(self) -> str:
         """Kind of the charge; of a correction, that of the corrected line."""
         return self.kind if self.corrects_key is None else self.corrects_key.partition("/")[0]
+
+    @property
+    def rounding(self) -> Rounding:
+        """How `exact` was rounded; of a correction, the two amounts that it is between were."""
+        return Rounding(self.detail.get("rounding", Rounding.HALF_EVEN))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +321,14 @@ def amount_text(minor: int, currency: str) -> str:
         return f"{sign}{whole}"
     major, rest = divmod(whole, 10**digits)
     return f"{sign}{major}.{rest:0{digits}d}"
+
+
+def last_rounding(lines: Iterable[Line]) -> Rounding:
+    """Return how the prices that are in force at the end of the period round."""
+    fees = [line for line in lines if line.kind == "subscription"]
+    if not fees:
+        return Rounding.HALF_EVEN
+    return max(fees, key=lambda line: line.starts_at).rounding
 
 
 def in_order(lines: Iterable[Line]) -> tuple[Line, ...]:

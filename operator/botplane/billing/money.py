@@ -1,9 +1,10 @@
-"""Money and exact decimals: whole minor units on documents, half to even, never a float."""
+"""Money and exact decimals: whole minor units on documents, rounded once, never a float."""
 
 from __future__ import annotations
 
 from decimal import (
     ROUND_HALF_EVEN,
+    ROUND_HALF_UP,
     Context,
     Decimal,
     DivisionByZero,
@@ -11,6 +12,7 @@ from decimal import (
     InvalidOperation,
     Overflow,
 )
+from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,16 @@ MINOR_UNITS: Mapping[str, int] = MappingProxyType({
     "OMR": 3, "PLN": 2, "SEK": 2, "SGD": 2, "TND": 3, "USD": 2, "ZAR": 2,
 })  # fmt: skip
 """Decimals of the minor unit by currency (ISO 4217); the table `currency` holds the same."""
+
+
+class Rounding(StrEnum):
+    """Where the half of a minor unit goes: to the even neighbour, or away from zero."""
+
+    HALF_EVEN = "half_even"
+    HALF_UP = "half_up"
+
+
+_MODES = {Rounding.HALF_EVEN: ROUND_HALF_EVEN, Rounding.HALF_UP: ROUND_HALF_UP}
 
 
 def decimal(text: str) -> Decimal:
@@ -64,10 +76,14 @@ def to_minor(amount: str, currency: str) -> int:
     return int(scaled)
 
 
-def round_to_minor(amount: Decimal, currency: str) -> int:
-    """Round an exact amount of the major unit, half to even, to minor units."""
-    scaled = amount.scaleb(minor_units(currency), EXACT)
-    return int(scaled.to_integral_value(rounding=ROUND_HALF_EVEN))
+def round_to_minor(amount: Decimal, currency: str, rounding: Rounding = Rounding.HALF_EVEN) -> int:
+    """Round an exact amount of the major unit to minor units."""
+    return to_whole(amount.scaleb(minor_units(currency), EXACT), rounding)
+
+
+def to_whole(amount: Decimal, rounding: Rounding) -> int:
+    """Round an exact amount of minor units to a whole number of them."""
+    return int(amount.to_integral_value(rounding=_MODES[rounding]))
 
 
 def from_minor(minor: int, currency: str) -> Decimal:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from botplane.api.plan import OnExceed, PriceModel, TierScope
-from botplane.billing.money import decimal, minor_units, plain, to_minor
+from botplane.api.plan import Rounding as PlanRounding
+from botplane.billing.money import Rounding, decimal, minor_units, plain, to_minor
 from botplane.errors import Rejected
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ _SQL_MODELS = {
     PriceModel.VOLUME: "volume",
 }
 _SQL_TIER_SCOPES = {TierScope.PERIOD: "period", TierScope.PHASE: "phase"}
+_ROUNDINGS = {
+    PlanRounding.HALF_EVEN: Rounding.HALF_EVEN,
+    PlanRounding.HALF_UP: Rounding.HALF_UP,
+}
 _SQL_ON_EXCEED = {OnExceed.BILL: "bill", OnExceed.BLOCK: "block"}
 _TIERED = (PriceModel.GRADUATED, PriceModel.VOLUME)
 
@@ -83,6 +88,7 @@ class PriceBook:
     Attributes:
         tier_scope: `period` counts included quantities and tiers on over revisions of the plan,
             `phase` begins anew with this one.
+        rounding: Of each line to the minor unit.
     """
 
     plan: str
@@ -90,6 +96,7 @@ class PriceBook:
     fee_minor: int
     minimum_commitment_minor: int
     tier_scope: str
+    rounding: Rounding
     commission: CommissionTerms
     prices: tuple[MeterPrice, ...]
 
@@ -116,6 +123,7 @@ def price_book(plan: str, spec: PlanSpec) -> PriceBook:
         fee_minor=to_minor(spec.fee, spec.currency),
         minimum_commitment_minor=to_minor(spec.minimum_commitment, spec.currency),
         tier_scope=_SQL_TIER_SCOPES[spec.tier_scope],
+        rounding=_ROUNDINGS[spec.rounding],
         commission=_commission(spec),
         prices=tuple(
             _meter_price(price, spec.currency)
@@ -191,8 +199,11 @@ def _tiers(price: Price, currency: str) -> tuple[Tier, ...]:
 def _canonical(book: PriceBook) -> dict[str, Any]:
     terms = book.commission
     # Books without it are older than it, and stay the ones that they are.
-    added = {} if book.tier_scope == "period" else {"tierScope": book.tier_scope}
-    return added | {
+    scope = {} if book.tier_scope == "period" else {"tierScope": book.tier_scope}
+    rounding = {} if book.rounding is Rounding.HALF_EVEN else {"rounding": book.rounding.value}
+    return {
+        **scope,
+        **rounding,
         "currency": book.currency,
         "feeMinor": book.fee_minor,
         "minimumCommitmentMinor": book.minimum_commitment_minor,

@@ -18,7 +18,7 @@ from botplane.billing.invoices import (
     in_order,
     ledger_entries,
 )
-from botplane.billing.money import decimal, plain
+from botplane.billing.money import Rounding, decimal, plain
 from botplane.billing.settlement import Account, ChargeLimits, Coupon, Credit, TaxRule
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def inputs(account: Account) -> Row:
         "credits": [_texts(credit) for credit in account.credits],
         "carriedMinor": account.carried_minor,
         "limits": vars(account.limits),
+        "rounding": account.rounding.value,
     }
 
 
@@ -121,6 +122,8 @@ def read_inputs(row: Row) -> Account:
         credits=tuple(Credit(**_values(credit)) for credit in row["credits"]),
         carried_minor=row["carriedMinor"],
         limits=ChargeLimits(**row["limits"]),
+        # Invoices without it are older than it.
+        rounding=Rounding(row.get("rounding", Rounding.HALF_EVEN)),
     )
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from botplane.billing.invoices import CreditUse, Discount, Settled, Tax
-from botplane.billing.money import EXACT
+from botplane.billing.money import EXACT, Rounding, to_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -97,6 +96,7 @@ class Account:
     Attributes:
         carried_minor: Owed from earlier periods, because it was too little to collect.
         limits: What the payment processor can collect; what it cannot is carried over.
+        rounding: Of coupons and taxes to the minor unit.
     """
 
     coupons: tuple[Coupon, ...] = ()
@@ -104,12 +104,13 @@ class Account:
     credits: tuple[Credit, ...] = ()
     carried_minor: int = 0
     limits: ChargeLimits = NO_LIMITS
+    rounding: Rounding = Rounding.HALF_EVEN
 
 
 def settle(billed: BilledPeriod, lines: Iterable[Line], account: Account) -> Settled:
     """Return the lines with their discounts, and all that follows them on the invoice."""
-    net, discounts = _discounted(billed, tuple(lines), account.coupons)
-    taxes = _taxes(billed, net, account.taxes)
+    net, discounts = _discounted(billed, tuple(lines), account)
+    taxes = _taxes(billed, net, account)
     total = sum(line.net_minor for line in net) + sum(tax.amount_minor for tax in taxes)
     uses = _credits(billed, total, account.credits)
     owed = total - sum(use.amount_minor for use in uses) + account.carried_minor
@@ -162,14 +163,15 @@ def spread(amount: int, weights: Sequence[tuple[str, int]]) -> dict[str, int]:
 
 
 def _discounted(
-    billed: BilledPeriod, lines: tuple[Line, ...], coupons: Iterable[Coupon]
+    billed: BilledPeriod, lines: tuple[Line, ...], account: Account
 ) -> tuple[tuple[Line, ...], tuple[Discount, ...]]:
     discounts = []
-    for coupon in sorted(coupons, key=_coupon_order):
+    for coupon in sorted(account.coupons, key=_coupon_order):
         if not _counts(coupon, billed):
             continue
         targets = [line for line in lines if _is_target(line, coupon.target)]
-        amount = _discount(coupon, max(sum(line.net_minor for line in targets), 0))
+        base = max(sum(line.net_minor for line in targets), 0)
+        amount = _discount(coupon, base, account.rounding)
         if amount:
             weights = [(line.key, line.net_minor) for line in targets if line.net_minor > 0]
             shares = spread(amount, weights)
@@ -206,17 +208,15 @@ def _is_target(line: Line, target: str) -> bool:
     return target == f"{line.charge_kind}/{line.meter}"
 
 
-def _discount(coupon: Coupon, base_minor: int) -> int:
+def _discount(coupon: Coupon, base_minor: int, rounding: Rounding) -> int:
     if coupon.percent is None:
         return min(coupon.amount_minor or 0, base_minor)
-    return _half_even(EXACT.multiply(coupon.percent, base_minor).scaleb(-2, EXACT))
+    return to_whole(EXACT.multiply(coupon.percent, base_minor).scaleb(-2, EXACT), rounding)
 
 
-def _taxes(
-    billed: BilledPeriod, lines: Iterable[Line], rules: Iterable[TaxRule]
-) -> tuple[Tax, ...]:
+def _taxes(billed: BilledPeriod, lines: Iterable[Line], account: Account) -> tuple[Tax, ...]:
     in_force: dict[str, dict[str, TaxRule]] = {}
-    for rule in rules:
+    for rule in account.taxes:
         is_over = rule.ends_at is not None and rule.ends_at < billed.ends_at
         if rule.starts_at < billed.ends_at and not is_over:
             in_force.setdefault(rule.name, {})[rule.target] = rule
@@ -233,7 +233,7 @@ def _taxes(
             rate=rate,
             reason=reason,
             base_minor=base,
-            amount_minor=_half_even(EXACT.multiply(rate, base)),
+            amount_minor=to_whole(EXACT.multiply(rate, base), account.rounding),
         )
         for (name, rate, reason), base in sorted(
             bases.items(), key=lambda group: (group[0][0], group[0][1], group[0][2] or "")
@@ -259,7 +259,3 @@ def _credits(
 def _credit_order(credit: Credit) -> tuple[int, datetime, datetime, str]:
     expiry = credit.expires_at or _END_OF_TIME
     return CREDIT_KINDS.index(credit.kind), expiry, credit.granted_at, credit.credit_id
-
-
-def _half_even(amount: Decimal) -> int:
-    return int(amount.to_integral_value(rounding=ROUND_HALF_EVEN))

@@ -15,7 +15,15 @@ from psycopg.types.json import Jsonb
 from botplane.billing import rows
 from botplane.billing.absent import no_such_tenant
 from botplane.billing.adjustments import store as adjustments
-from botplane.billing.invoices import BilledPeriod, Invoice, Line, Settled, draft, finalize
+from botplane.billing.invoices import (
+    BilledPeriod,
+    Invoice,
+    Line,
+    Settled,
+    draft,
+    finalize,
+    last_rounding,
+)
 from botplane.billing.settlement import NO_LIMITS, Account, ChargeLimits, after, settle
 from botplane.errors import Rejected, Retryable
 from botplane.store.errors import translated_errors
@@ -107,6 +115,7 @@ def _insert_version(conn: Connection[Any], book: PriceBook, version: dict[str, A
             "fee_minor": book.fee_minor,
             "minimum_commitment_minor": book.minimum_commitment_minor,
             "tier_scope": book.tier_scope,
+            "rounding": book.rounding.value,
             "rate": terms.rate,
             "cap_per_trade_minor": terms.cap_per_trade_minor,
             "cap_per_period_minor": terms.cap_per_period_minor,
@@ -189,6 +198,7 @@ def draft_invoice(
             asked = {"tenants": [billed.tenant_id], "periods": [billed.period], "until": until}
             lines = [rows.read_line(row) for row in cursor.execute(SQL["charges"], asked)]
         account = adjustments.accounts(conn, [billed.tenant_id])[billed.tenant_id]
+    account = replace(account, rounding=last_rounding(lines))
     return draft(billed, settle(billed, lines, account), reason)
 
 
@@ -357,7 +367,8 @@ def _settled(
         if n not in charges:
             continue
         limits = issue.charge_limits.get(billed.currency, NO_LIMITS)
-        account = replace(accounts[billed.tenant_id], limits=limits)
+        rounding = last_rounding(charges[n])
+        account = replace(accounts[billed.tenant_id], limits=limits, rounding=rounding)
         invoice_id, content = uuid4(), settle(billed, charges[n], account)
         credit = rows.refund_credit(invoice_id, content, issue.now)
         accounts[billed.tenant_id] = after(account, content, credit)

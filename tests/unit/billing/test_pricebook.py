@@ -89,6 +89,7 @@ def test_writing_and_order_do_not_change_the_content() -> None:
         {"fee": "10.01"},
         {"minimumCommitment": "1"},
         {"tierScope": "Phase"},
+        {"rounding": "HalfUp"},
         {"prices": [per_hour("0.06")]},
         {"prices": [CALLS | {"included": "1"}]},
         {"prices": [CALLS | {"unitSize": "2"}]},

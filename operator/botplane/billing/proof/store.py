@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from psycopg.rows import dict_row
 
 from botplane.billing import store as invoices
-from botplane.billing.invoices import BilledPeriod, Invoice, finalize
+from botplane.billing.invoices import BilledPeriod, Invoice, Line, finalize
+from botplane.billing.money import round_to_minor
 from botplane.billing.payments.policy import AttemptStatus
 from botplane.billing.rows import read_inputs, read_invoice
 from botplane.billing.settlement import settle
@@ -108,11 +109,19 @@ def _rebuild(row: dict[str, Any], parts: Mapping[str, list[dict[str, Any]]]) -> 
     names = {name: row[name] for name in BilledPeriod.__dataclass_fields__ if name in row}
     billed = invoices.in_utc(BilledPeriod(**names, organization=""))
     stored = read_invoice(billed, row, parts)
-    charges = [replace(line, discount_minor=0) for line in stored.lines]
+    charges = [_charged(line, stored.billed.currency) for line in stored.lines]
     settled = settle(stored.billed, charges, read_inputs(row["snapshot"]["inputs"]))
     if stored.number is None or stored.issued_at is None:
         return stored
     return finalize(stored.billed, settled, stored.number, stored.issued_at)
+
+
+def _charged(line: Line, currency: str) -> Line:
+    """Return a line without its discount, rounded anew; a correction is between two that were."""
+    charge = replace(line, discount_minor=0)
+    if line.kind == "correction":
+        return charge
+    return replace(charge, amount_minor=round_to_minor(line.exact, currency, line.rounding))
 
 
 def compare_processor(

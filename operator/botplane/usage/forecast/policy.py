@@ -248,7 +248,13 @@ def commission(
     return Amounts(*(end if cap is None else max(so_far, min(end, cap)) for end in ends))
 
 
-def total(fixed: int, commitment: Decimal, usage: Sequence[Amounts], traded: Amounts) -> Amounts:
+def total(
+    fixed: int,
+    commitment: Decimal,
+    usage: Sequence[Amounts],
+    traded: Amounts,
+    rounding: str = ROUND_HALF_EVEN,
+) -> Amounts:
     """Add up what a period costs, in minor units.
 
     What makes one meter of a tenant higher makes the others higher too: the ends of the ranges add
@@ -259,6 +265,7 @@ def total(fixed: int, commitment: Decimal, usage: Sequence[Amounts], traded: Amo
         commitment: Least charge for usage; what is missing is charged too.
         usage: Charge for each meter in each segment.
         traded: Commission.
+        rounding: Of the commitment, a mode of `decimal`.
     """
     used = Amounts(
         sum(min(charge[:3]) for charge in usage),
@@ -268,7 +275,7 @@ def total(fixed: int, commitment: Decimal, usage: Sequence[Amounts], traded: Amo
     )
     return Amounts(
         *(
-            fixed + charge + _whole(max(Decimal(0), commitment - charge)) + on_trades
+            fixed + charge + _whole(max(Decimal(0), commitment - charge), rounding) + on_trades
             for charge, on_trades in zip(used, traded, strict=True)
         )
     )
@@ -323,5 +330,5 @@ def _share_of_rest(segment: Segment, ground: Ground) -> Decimal:
     return Decimal(seconds) / max(1, ground.remaining // SECOND)
 
 
-def _whole(amount: Decimal) -> int:
-    return int(amount.to_integral_value(ROUND_HALF_EVEN))
+def _whole(amount: Decimal, rounding: str = ROUND_HALF_EVEN) -> int:
+    return int(amount.to_integral_value(rounding))

@@ -11,15 +11,16 @@ SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true),
 -- the fee of the cut, the commitment (exact) and the highest commission of the period. In minor
 -- units.
 SELECT s.tenant_id, s.starts_at, s.ends_at, s.counted_from, s.counted_until,
-    half_even(divide(v.fee_minor * k.seconds, m.minors * k.period_seconds) * m.minors)::bigint
-        AS fee,
+    round_by(v.rounding, divide(v.fee_minor * k.seconds, m.minors * k.period_seconds) * m.minors)
+        ::bigint AS fee,
     u.minor_units AS digits,
     divide(sum(v.minimum_commitment_minor * k.seconds) OVER period, m.minors * k.period_seconds)
         * m.minors AS commitment,
     bool_or(v.commission_rate > 0) OVER period AS has_commission,
     CASE WHEN bool_or(v.commission_cap_per_period_minor IS NULL) OVER period THEN NULL
         ELSE sum(v.commission_cap_per_period_minor * k.seconds) OVER period / k.period_seconds
-        END::bigint AS commission_cap
+        END::bigint AS commission_cap,
+    first_value(v.rounding) OVER (PARTITION BY s.tenant_id ORDER BY s.starts_at DESC) AS rounding
 FROM unnest(%(tenants)s::uuid[], %(periods)s::text[]) AS a (tenant_id, period)
 JOIN usage_segment s ON s.tenant_id = a.tenant_id AND s.period = a.period
     AND s.tenant_id = ANY(%(tenants)s)
@@ -136,11 +137,12 @@ GROUP BY c.tenant_id
 
 -- rated --
 -- What quantities cost in their cuts, in minor units, by the rating of invoices.
-SELECT q.number, half_even(r.exact * power(10::numeric, c.minor_units))::bigint
+SELECT q.number, round_by(v.rounding, r.exact * power(10::numeric, c.minor_units))::bigint
 FROM unnest(%(tenants)s::uuid[], %(starts)s::timestamptz[], %(meters)s::text[],
     %(quantities)s::numeric[], %(befores)s::numeric[], %(wholes)s::numeric[]) WITH ORDINALITY
     AS q (tenant_id, starts_at, meter, quantity, before, whole, number)
 JOIN usage_segment s ON s.tenant_id = q.tenant_id AND s.starts_at = q.starts_at
+JOIN plan_version v ON v.plan = s.plan AND v.version = s.version
 JOIN plan p ON p.plan = s.plan
 JOIN currency c ON c.currency = p.currency
 CROSS JOIN LATERAL rate_quantity(s.plan, s.version, q.meter, q.quantity, q.before, q.whole,

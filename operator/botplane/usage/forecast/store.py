@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 SQL = load_queries(__package__)
 TENANTS_AT_ONCE: Final = 2500
 """Whose history is in memory at one time."""
+_ROUNDINGS: Final = {"half_even": ROUND_HALF_EVEN, "half_up": ROUND_HALF_UP}
 MANY: Final = 100
 """More tenants than this are read like all of them."""
 
@@ -50,6 +51,7 @@ class _Terms(NamedTuple):
     commitment: Decimal
     has_commission: bool
     commission_cap: int | None
+    rounding: str
 
 
 def forecasts(
@@ -246,7 +248,8 @@ def _forecast(
     stand: Standing, ground: Ground, terms: _Terms, usage: Sequence[Amounts], traded: Amounts
 ) -> Forecast:
     fixed = terms.fee + int(stand.one_offs.scaleb(terms.digits))
-    amounts = total(fixed, terms.commitment, usage, traded)
+    rounding = _ROUNDINGS[terms.rounding]
+    amounts = total(fixed, terms.commitment, usage, traded, rounding)
     low, middle, high, run_rate = (_major(amount, terms) for amount in amounts)
     limit = stand.spend_limit
     return Forecast(
