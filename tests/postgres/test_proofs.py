@@ -148,6 +148,13 @@ FALSE = [
     ("ledger sums to zero", "DELETE FROM ledger_entry WHERE account = 'tax_payable'"),
     ("late usage is corrected", "UPDATE billing_period SET state = 'closed'"),
     ("trades have rates", "UPDATE trade_commission SET fx_rate = NULL"),
+    (
+        "marks = trades",
+        """
+        WITH taken AS (DELETE FROM late_usage)
+        INSERT INTO commission_mark SELECT tenant_id, '2026-10', 1, 1 FROM tenant
+        """,
+    ),
     ("invoices = their inputs", "UPDATE invoice_line SET amount_minor = amount_minor + 1"),
     ("invoices = their inputs", "UPDATE invoice_line SET quantity = quantity + 1"),
     ("invoices = their inputs", "UPDATE invoice SET issued_at = issued_at + interval '1 s'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from random import Random
@@ -13,6 +13,7 @@ from uuid import UUID
 
 import psycopg
 
+from botplane.billing.proof.store import reconcile
 from botplane.billing.run import billing_run
 from botplane.billing.store import publish_plan
 from botplane.tenants.store import close_tenant, register_tenant
@@ -21,6 +22,7 @@ from tests.support.billing import (
     a_plan,
     a_volume,
     an_account,
+    at,
     complete_until,
     record_runs,
     record_usage,
@@ -37,11 +39,8 @@ MONTHS = ((2026, 8), (2026, 9), (2026, 10), (2026, 11))
 def test_every_line_of_every_invoice_equals_the_oracle(conn: psycopg.Connection[Any]) -> None:
     world = a_world(Random(SEED), TENANTS)
     tenants = _tell(conn, world)
-    complete_until(conn, END + timedelta(days=60))
+    _bill_every_month(conn)
 
-    report = billing_run(conn, END + timedelta(days=60))
-
-    assert (report.parked, report.waiting) == ((), 0)
     compared = 0
     for tenant_id, customer in tenants.items():
         for year, month in MONTHS:
@@ -50,6 +49,60 @@ def test_every_line_of_every_invoice_equals_the_oracle(conn: psycopg.Connection[
             compared += bool(expected)
     assert compared > TENANTS
     assert _counted_on(conn) > TENANTS // 10
+
+
+def test_trades_that_come_late_cost_what_they_would_have_cost_in_time(
+    conn: psycopg.Connection[Any],
+) -> None:
+    """Also where a late loss lowers the high-water mark of all months after its own."""
+    world = a_world(Random(SEED + 1), TENANTS)
+    late = {id(customer): customer.trades[::2] for customer in world.customers}
+    for customer in world.customers:
+        customer.trades = customer.trades[1::2]
+    tenants = _tell(conn, world)
+    _bill_every_month(conn, at("2026-11-18"))
+    for tenant_id, customer in tenants.items():
+        _trade(conn, tenant_id, late[id(customer)])
+        customer.trades += late[id(customer)]
+    _bill_every_month(conn)
+
+    corrected = 0
+    for tenant_id, customer in tenants.items():
+        for year, month in MONTHS:
+            expected = expected_lines(customer, world.plans, period_bounds(customer, year, month))
+            billed, corrections = _billed_in_all(conn, tenant_id, f"{year}-{month:02}")
+            assert billed == {key: minor for key, _, _, minor in expected if minor}
+            corrected += corrections
+    assert corrected > TENANTS // 5
+    found = {difference.check for difference in reconcile(conn, START, END)}
+    assert found <= {"intervals = pods"}  # the runs of this world have no pods
+
+
+def _bill_every_month(
+    conn: psycopg.Connection[Any], until: datetime = END + timedelta(days=60)
+) -> None:
+    """Each run goes on from what the one before it kept."""
+    moment = START
+    while moment < until:
+        moment = min(moment + timedelta(days=15), until)
+        complete_until(conn, moment)
+        report = billing_run(conn, moment)
+        assert (report.parked, report.waiting) == ((), 0)
+
+
+def _billed_in_all(
+    conn: psycopg.Connection[Any], tenant_id: UUID, period: str
+) -> tuple[dict[str, int], int]:
+    """Return the amounts of a period with all corrections, by line, and how many these were."""
+    rows = conn.execute(
+        "SELECT COALESCE(l.corrects_key, l.line_key), sum(l.amount_minor)::bigint,"
+        " count(l.corrects_key) FROM invoice i JOIN invoice_line l ON l.tenant_id = i.tenant_id"
+        " AND (l.corrects_invoice = i.invoice_id OR l.invoice_id = i.invoice_id"
+        "   AND l.corrects_key IS NULL)"
+        " WHERE i.tenant_id = %s AND i.period = %s GROUP BY 1",
+        [tenant_id, period],
+    ).fetchall()
+    return {key: minor for key, minor, _ in rows if minor}, sum(count for _, _, count in rows)
 
 
 def _tell(conn: psycopg.Connection[Any], world: World) -> dict[UUID, Customer]:
@@ -76,16 +129,18 @@ def _tell(conn: psycopg.Connection[Any], world: World) -> dict[UUID, Customer]:
             account.tenant_id,
             [(moment, meter, _as_decimal(quantity)) for moment, meter, quantity in customer.events],
         )
-        record_won_and_lost(
-            conn,
-            account.tenant_id,
-            [
-                (moment, _as_decimal(profit), _as_decimal(volume))
-                for moment, profit, volume in customer.trades
-            ],
-        )
+        _trade(conn, account.tenant_id, customer.trades)
         tenants[account.tenant_id] = customer
     return tenants
+
+
+def _trade(
+    conn: psycopg.Connection[Any],
+    tenant_id: UUID,
+    trades: list[tuple[datetime, Fraction, Fraction]],
+) -> None:
+    given = [(moment, _as_decimal(won), _as_decimal(volume)) for moment, won, volume in trades]
+    record_won_and_lost(conn, tenant_id, given)
 
 
 def _runs(customer: Customer) -> Iterator[Run]:

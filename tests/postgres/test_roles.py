@@ -95,7 +95,7 @@ def world(shared_world: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
 
 def _serve(conn: psycopg.Connection[Any]) -> None:
     with as_role(conn, "botplane_operator"):
-        terms = {"rate": "0.10"}
+        terms = {"rate": "0.10", "netting": "HighWaterMark"}
         publish_plan(
             conn, a_plan(fee="10.00", prices=[per_hour("0.06")], commission=terms), at("2026-10-01")
         )

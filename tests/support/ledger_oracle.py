@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from typing import Any
 from zoneinfo import ZoneInfo
 
 MINOR_UNITS = {"USD": 2, "JPY": 0, "KWD": 3}
@@ -46,6 +47,7 @@ class Revision:
     volume_discounts: list[tuple[Fraction, Fraction]] = field(default_factory=list)
     counts_alone: bool = False
     half_up: bool = False
+    netting: str = "None"
 
 
 @dataclass
@@ -126,7 +128,7 @@ def expected_lines(
                 key = f"usage/{meter}/{stamp}"
                 lines.append(_line(key, quantity, amount, customer, revision))
                 usage_minor += lines[-1][3]
-    lines += _commission(customer, cuts, bounds)
+    lines += _commission(customer, plans, cuts, bounds)
     missing = at_decimals(committed, 18) - Fraction(
         usage_minor, 10 ** MINOR_UNITS[customer.currency]
     )
@@ -137,30 +139,94 @@ def expected_lines(
 
 
 def _commission(
-    customer: Customer, cuts: list[Cut], bounds: tuple[datetime, datetime]
+    customer: Customer,
+    plans: dict[str, list[Revision]],
+    cuts: list[Cut],
+    bounds: tuple[datetime, datetime],
 ) -> Iterator[ExpectedLine]:
     """Go through the trades one by one; the discount is that of the volume of the period."""
     traded = [trade for trade in customer.trades if bounds[0] <= trade[0] < bounds[1]]
     volume = sum(trade[2] for trade in traded)
+    netted = _netted(customer, cuts, _below_the_mark(customer, plans, bounds[0]))
     for start, end, revision, _ in cuts:
         discount = Fraction(0)
         for from_volume, share in sorted(revision.volume_discounts):
             discount = share if volume >= from_volume else discount
-        total, winners = Fraction(0), 0
-        for closed_at, profit, _ in traded:
-            if not start <= closed_at < end or profit <= 0 or not revision.commission:
-                continue
-            winners += 1
-            share = profit * revision.commission * (1 - discount)
-            cap = revision.cap_per_trade
-            total += share if cap is None else min(share, cap)
+        rate = revision.commission * (1 - discount)
+        mine = [trade[1] for trade in traded if start <= trade[0] < end]
+        if revision.netting == "None":
+            mine = [profit for profit in mine if profit > 0]
+            total = sum((_capped(profit * rate, revision) for profit in mine), Fraction(0))
+        else:
+            total = netted[revision.netting][start] * rate
         if revision.cap_per_period is not None:
             part = Fraction(_seconds(start, end), _seconds(*bounds))
             total = min(total, revision.cap_per_period * part)
-        if winners:
-            stamp = f"{start:%Y-%m-%dT%H:%M:%SZ}"
-            key = f"commission/{stamp}"
-            yield _line(key, Fraction(winners), total, customer, revision)
+        if mine and revision.commission:
+            key = f"commission/{start:%Y-%m-%dT%H:%M:%SZ}"
+            yield _line(key, Fraction(len(mine)), total, customer, revision)
+
+
+def _capped(amount: Fraction, revision: Revision) -> Fraction:
+    return amount if revision.cap_per_trade is None else min(amount, revision.cap_per_trade)
+
+
+def _netted(
+    customer: Customer, cuts: list[Cut], below: Fraction
+) -> dict[str, dict[datetime, Fraction]]:
+    """Return what each cut pays for, by kind of netting."""
+    kept: dict[str, dict[datetime, Fraction]] = {"Period": {}, "HighWaterMark": {}}
+    for stay in sorted({cut[3] for cut in cuts}):
+        nets = [(cut[0], _net(customer, cut[0], cut[1])) for cut in cuts if cut[3] == stay]
+        kept["Period"] |= _gains_left(nets, Fraction(0))[0]
+        gains, below = _gains_left(nets, below)
+        kept["HighWaterMark"] |= gains
+    return kept
+
+
+def _net(customer: Customer, start: datetime, end: datetime) -> Fraction:
+    return sum((t[1] for t in customer.trades if start <= t[0] < end), Fraction(0))
+
+
+def _gains_left(
+    nets: list[tuple[datetime, Fraction]], below: Fraction
+) -> tuple[dict[datetime, Fraction], Fraction]:
+    """Pile up gains; a loss eats the newest ones first, and what it cannot eat must be won again.
+
+    Args:
+        nets: What was won or lost, by cut, in the order of time.
+        below: What must be won before anything counts as a gain.
+
+    Returns:
+        What is left of the gain of each cut, and what must be won from now on.
+    """
+    pile: list[list[Any]] = []
+    for start, net in nets:
+        refill = min(max(net, Fraction(0)), below)
+        below -= refill
+        pile.append([start, max(net, Fraction(0)) - refill])
+        loss = max(-net, Fraction(0))
+        for gain in reversed(pile):
+            eaten = min(loss, gain[1])
+            gain[1] -= eaten
+            loss -= eaten
+        below += loss
+    return dict(pile), below
+
+
+def _below_the_mark(
+    customer: Customer, plans: dict[str, list[Revision]], until: datetime
+) -> Fraction:
+    """Go through all time before a moment, from the first stay on a plan in a period on."""
+    below = Fraction(0)
+    month = customer.phases[0][0].year * 12 + customer.phases[0][0].month - 3
+    while True:
+        month += 1
+        bounds = period_bounds(customer, month // 12, month % 12 + 1)
+        if bounds[0] >= until:
+            return below
+        for start, end in sorted({cut[3] for cut in _cuts(customer, plans, bounds)}):
+            _, below = _gains_left([(start, _net(customer, start, end))], below)
 
 
 def _line(

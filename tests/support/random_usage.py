@@ -77,7 +77,8 @@ def _commission(random: Random, digits: int) -> dict[str, Any]:
             for start in starts
         ],
     }
-    if random.random() < 0.5:
+    terms["netting"] = random.choice(["None", "Period", "HighWaterMark", "HighWaterMark"])
+    if terms["netting"] == "None" and random.random() < 0.5:
         terms["capPerTrade"] = _decimal(random, 200, digits)
     if random.random() < 0.5:
         terms["capPerPeriod"] = _decimal(random, 500, digits)
@@ -134,6 +135,7 @@ def _revision(spec: dict[str, Any], since: datetime | None) -> Revision:
         ],
         counts_alone=spec["tierScope"] == "Phase",
         half_up=spec["rounding"] == "HalfUp",
+        netting=spec["commission"]["netting"],
     )
 
 
@@ -174,7 +176,7 @@ def _customer(random: Random, world: World) -> Customer:
         moment = random.choice([near, random.choice(edges), _moment(random, START, END)])
         quantity = Fraction(_decimal(random, 5000, random.choice([0, 6])))
         customer.events.append((moment, random.choice(EVENT_METERS), quantity))
-    for _ in range(random.randrange(8)):
+    for _ in range(random.randrange(16)):
         near = random.choice(edges) + timedelta(seconds=random.randrange(-1, 2))
         moment = random.choice([near, _moment(random, START, END)])
         profit = Fraction(_decimal(random, 3000, random.choice([0, 2, 8]))) - 1000

@@ -58,6 +58,14 @@ class OnExceed(StrEnum):
     BLOCK = "Block"
 
 
+class Netting(StrEnum):
+    """Whether losses lower the commission on wins."""
+
+    NONE = "None"
+    PERIOD = "Period"
+    HIGH_WATER_MARK = "HighWaterMark"
+
+
 class RPCTier(StrEnum):
     """Service level of RPC calls."""
 
@@ -163,8 +171,12 @@ class Commission(APIModel):
 
     rate: Fraction = "0"
     """Share of the profit of each winning trade, such as `0.10`. Default `0`."""
+    netting: Netting = Netting.NONE
+    """What losses do. None: nothing, each winning trade pays. Period: they offset wins of the same
+    time on the plan in the billing period. HighWaterMark: only what all trades of the tenant
+    reach beyond the highest end of such a time before pays. Default None."""
     cap_per_trade: Money | None = None
-    """Highest commission on one trade. Absent: no cap."""
+    """Highest commission on one trade. Absent: no cap. Only without netting."""
     cap_per_period: Money | None = None
     """Highest commission in one billing period. Absent: no cap."""
     volume_discounts: Annotated[

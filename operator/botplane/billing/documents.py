@@ -174,10 +174,16 @@ def _usage_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
 
 def _commission_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
     detail, currency = line.detail, invoice.billed.currency
-    profit = _grouped(plain(round(decimal(detail["profit"]), minor_units(currency))))
-    trades = f"{plain(line.quantity)} won"
+    profit = _rounded(detail["profit"], currency)
+    netted = "net" in detail
+    trades = f"{plain(line.quantity)} {'traded' if netted else 'won'}"
     rows = [_columns("Commission on trades", trades, f"{_percent(detail['rate'])} %", amount)]
     notes = [f"profit {profit}"]
+    if netted:
+        notes.insert(0, f"wins less losses {_rounded(detail['net'], currency)}")
+    if "mark" in detail:
+        before, now = (_rounded(detail[name], currency) for name in ("markBefore", "cumulative"))
+        notes.insert(1, f"in all {now}, highest before {before}")
     if decimal(detail["discount"]):
         notes.append(f"volume discount {_percent(detail['discount'])} %")
     for name, cap in (("trade", "capPerTradeMinor"), ("period", "capPerPeriodMinor")):
@@ -192,6 +198,10 @@ def _correction_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
     rows = [_columns(f"Correction of {title}", "", "", amount)]
     was, now = (_grouped(amount_text(detail[name], currency)) for name in ("wasMinor", "nowMinor"))
     return [*rows, *_notes(line, invoice, f"{detail['number']}: {was} is now {now}")]
+
+
+def _rounded(amount: str, currency: str) -> str:
+    return _grouped(plain(round(decimal(amount), minor_units(currency))))
 
 
 def _percent(share: str) -> str:

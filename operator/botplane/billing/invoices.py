@@ -64,7 +64,8 @@ class Line:
     Attributes:
         key: Unique in the invoice, such as `usage/bot_seconds/2026-10-01T00:00:00Z`.
         kind: subscription, usage, commitment, commission, one_off or correction.
-        quantity: In the unit of the meter; winning trades of a commission; else 1.
+        quantity: In the unit of the meter; of a commission the trades, those that won or, where
+            losses count, all; else 1.
         detail: What the price was: plan, version, model, included, tiers.
         discount_minor: Share of the coupons.
         corrects_invoice: Invoice that a correction belongs to.

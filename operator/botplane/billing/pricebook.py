@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from botplane.api.plan import OnExceed, PriceModel, TierScope
+from botplane.api.plan import Netting, OnExceed, PriceModel, TierScope
 from botplane.api.plan import Rounding as PlanRounding
 from botplane.billing.money import Rounding, decimal, minor_units, plain, to_minor
 from botplane.errors import Rejected
@@ -41,6 +41,11 @@ _ROUNDINGS = {
     PlanRounding.HALF_EVEN: Rounding.HALF_EVEN,
     PlanRounding.HALF_UP: Rounding.HALF_UP,
 }
+_SQL_NETTINGS = {
+    Netting.NONE: "none",
+    Netting.PERIOD: "period",
+    Netting.HIGH_WATER_MARK: "hwm",
+}
 _SQL_ON_EXCEED = {OnExceed.BILL: "bill", OnExceed.BLOCK: "block"}
 _TIERED = (PriceModel.GRADUATED, PriceModel.VOLUME)
 
@@ -73,9 +78,14 @@ class MeterPrice:
 
 @dataclass(frozen=True, kw_only=True)
 class CommissionTerms:
-    """Commission on winning trades; volume discounts are (from volume, discount)."""
+    """Commission on winning trades; volume discounts are (from volume, discount).
+
+    Attributes:
+        netting: `none`, `period` or `hwm`: what losses do.
+    """
 
     rate: Decimal
+    netting: str
     cap_per_trade_minor: int | None
     cap_per_period_minor: int | None
     volume_discounts: tuple[tuple[int, Decimal], ...]
@@ -140,8 +150,15 @@ def _commission(spec: PlanSpec) -> CommissionTerms:
     ]
     if len({volume for volume, _ in discounts}) != len(discounts):
         raise Rejected("PriceInvalid", "Two volume discounts start at the same volume.")
+    if terms.netting is not Netting.NONE and terms.cap_per_trade is not None:
+        raise Rejected(
+            "PriceInvalid",
+            f"commission.capPerTrade {terms.cap_per_trade} needs netting None: with netting "
+            f"{terms.netting} no single trade pays. Remove it, or give capPerPeriod.",
+        )
     return CommissionTerms(
         rate=decimal(terms.rate),
+        netting=_SQL_NETTINGS[terms.netting],
         cap_per_trade_minor=_optional_minor(terms.cap_per_trade, spec.currency),
         cap_per_period_minor=_optional_minor(terms.cap_per_period, spec.currency),
         volume_discounts=tuple(sorted(discounts)),
@@ -212,6 +229,7 @@ def _canonical(book: PriceBook) -> dict[str, Any]:
             terms.cap_per_trade_minor,
             terms.cap_per_period_minor,
             [[volume, plain(discount)] for volume, discount in terms.volume_discounts],
+            *([] if terms.netting == "none" else [terms.netting]),
         ],
         "prices": [
             [

@@ -15,10 +15,10 @@ WHERE plan = %(plan)s AND upper_inf(effective)
 
 -- insert_version --
 INSERT INTO plan_version (plan, version, effective, fee_minor, minimum_commitment_minor,
-    tier_scope, rounding, commission_rate, commission_cap_per_trade_minor, commission_cap_per_period_minor,
+    tier_scope, rounding, commission_netting, commission_rate, commission_cap_per_trade_minor, commission_cap_per_period_minor,
     content_hash, published_at)
 VALUES (%(plan)s, %(version)s, tstzrange(%(effective_from)s, NULL), %(fee_minor)s,
-    %(minimum_commitment_minor)s, %(tier_scope)s, %(rounding)s, %(rate)s, %(cap_per_trade_minor)s, %(cap_per_period_minor)s,
+    %(minimum_commitment_minor)s, %(tier_scope)s, %(rounding)s, %(netting)s, %(rate)s, %(cap_per_trade_minor)s, %(cap_per_period_minor)s,
     %(content_hash)s, %(now)s)
 
 -- audit_plan --
@@ -169,6 +169,16 @@ JOIN unnest(%(first)s::integer[], %(billed)s::uuid[]) AS f (n, tenant_id)
     ON f.tenant_id = c.tenant_id
 RETURNING r.n, r.key, r.kind, r.meter, r.starts_at, r.ends_at, r.quantity, r.exact,
     r.amount_minor, r.detail, r.corrects_invoice, r.corrects_key
+
+-- keep_marks --
+-- Where tenants with a high-water mark stand at the end of these periods; of others nothing.
+INSERT INTO commission_mark AS k (tenant_id, period, cumulative, mark)
+SELECT DISTINCT ON (m.tenant_id, m.period) m.tenant_id, m.period, m.cumulative, m.mark
+FROM commission_marks(%(tenants)s::uuid[], %(periods)s::text[], 'infinity') m
+ORDER BY m.tenant_id, m.period, m.stay DESC
+ON CONFLICT (tenant_id, period) DO UPDATE
+SET cumulative = excluded.cumulative, mark = excluded.mark
+WHERE (k.cumulative, k.mark) <> (excluded.cumulative, excluded.mark)
 
 -- take_numbers --
 -- Advance the counter of a series and return the last number taken; a rollback gives them back.

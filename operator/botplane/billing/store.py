@@ -116,6 +116,7 @@ def _insert_version(conn: Connection[Any], book: PriceBook, version: dict[str, A
             "minimum_commitment_minor": book.minimum_commitment_minor,
             "tier_scope": book.tier_scope,
             "rounding": book.rounding.value,
+            "netting": terms.netting,
             "rate": terms.rate,
             "cap_per_trade_minor": terms.cap_per_trade_minor,
             "cap_per_period_minor": terms.cap_per_period_minor,
@@ -298,6 +299,7 @@ def _issue(conn: Connection[Any], periods: Sequence[BilledPeriod], issue: Issue)
     corrections = _corrections(conn, periods, charges)
     for n, lines in corrections.items():
         charges[n] += lines
+    conn.execute(SQL["keep_marks"], names)
     moment = issue.now.replace(microsecond=0)
     settled = _settled(conn, periods, charges, issue)
     numbers = _take_numbers(conn, len(settled), issue.now)
@@ -350,7 +352,9 @@ def _corrections(
         "billed": list(first),
         "first": [n for n, _ in first.values()],
     }
-    return rows.read_lines(conn.execute(SQL["rate_corrections"], names))
+    lines = rows.read_lines(conn.execute(SQL["rate_corrections"], names))
+    conn.execute(SQL["keep_marks"], names)
+    return lines
 
 
 def _settled(

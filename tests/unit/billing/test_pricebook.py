@@ -37,6 +37,8 @@ def tiered(*ends: str | None, model: str = "Graduated") -> dict[str, Any]:
         ({"prices": [tiered("10", "10", None)]}, "PriceInvalid"),
         ({"prices": [tiered("10", None, None)]}, "PriceInvalid"),
         ({"prices": [tiered("0", None)]}, "PriceInvalid"),
+        ({"commission": {"netting": "Period", "capPerTrade": "5"}}, "PriceInvalid"),
+        ({"commission": {"netting": "HighWaterMark", "capPerTrade": "5"}}, "PriceInvalid"),
         (
             {
                 "commission": {
@@ -96,6 +98,8 @@ def test_writing_and_order_do_not_change_the_content() -> None:
         {"prices": [CALLS | {"model": "Package"}]},
         {"prices": [CALLS | {"tiers": [{"unitPrice": "0.01", "flatFee": "1"}]}]},
         {"commission": {"rate": "0.1"}},
+        {"commission": {"netting": "Period"}},
+        {"commission": {"netting": "HighWaterMark"}},
         {"commission": {"capPerTrade": "5"}},
         {"commission": {"capPerPeriod": "5"}},
     ],

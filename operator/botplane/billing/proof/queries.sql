@@ -124,6 +124,26 @@ SELECT tenant_id::text AS tenant, 'trade ' || trade_id AS subject, 'a rate' AS e
     'none for ' || currency AS found
 FROM trade_commission WHERE fx_rate IS NULL
 
+-- marks_are_trades --
+-- Beside marks that wait: a period up to theirs is open again, or has late trades to be corrected.
+WITH kept AS MATERIALIZED (
+    SELECT k.tenant_id, k.period, k.cumulative, k.mark FROM commission_mark k
+    WHERE NOT EXISTS (SELECT FROM billing_period b WHERE b.tenant_id = k.tenant_id
+        AND b.period <= k.period AND (b.state <> 'closed' OR EXISTS (SELECT FROM late_usage l
+            WHERE l.tenant_id = b.tenant_id AND l.period = b.period)))
+),
+truth AS (
+    SELECT DISTINCT ON (m.tenant_id, m.period) m.tenant_id, m.period, m.cumulative, m.mark
+    FROM commission_marks(ARRAY(SELECT k.tenant_id FROM kept k ORDER BY k.tenant_id, k.period),
+        ARRAY(SELECT k.period FROM kept k ORDER BY k.tenant_id, k.period), 'infinity', true) m
+    ORDER BY m.tenant_id, m.period, m.stay DESC
+)
+SELECT k.tenant_id::text AS tenant, 'high-water mark of ' || k.period AS subject,
+    COALESCE(concat_ws(' of ', trim_scale(t.cumulative), trim_scale(t.mark)), 'none') AS expected,
+    concat_ws(' of ', trim_scale(k.cumulative), trim_scale(k.mark)) AS found
+FROM kept k LEFT JOIN truth t ON t.tenant_id = k.tenant_id AND t.period = k.period
+WHERE (k.cumulative, k.mark) IS DISTINCT FROM (t.cumulative, t.mark)
+
 -- issued --
 SELECT i.tenant_id, t.name AS tenant, i.snapshot, i.invoice_id, i.status, i.number, i.issued_at,
     i.content_hash, i.carried_in_minor, i.carried_out_minor, i.refunded_minor, i.currency,

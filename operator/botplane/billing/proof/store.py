@@ -38,6 +38,7 @@ CHECKS = {
     "ledger sums to zero": "ledger_balances",
     "late usage is corrected": "late_is_taken",
     "trades have rates": "trades_have_rates",
+    "marks = trades": "marks_are_trades",
 }
 """What must hold, and the statement that finds where it does not."""
 
