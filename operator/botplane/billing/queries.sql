@@ -15,11 +15,11 @@ WHERE plan = %(plan)s AND upper_inf(effective)
 
 -- insert_version --
 INSERT INTO plan_version (plan, version, effective, fee_minor, minimum_commitment_minor,
-    tier_scope, rounding, commission_netting, commission_rate, commission_cap_per_trade_minor, commission_cap_per_period_minor,
-    content_hash, published_at)
+    tier_scope, rounding, commission_netting, commission_rate, commission_cap_per_trade_minor,
+    commission_cap_per_period_minor, content_hash, published_at)
 VALUES (%(plan)s, %(version)s, tstzrange(%(effective_from)s, NULL), %(fee_minor)s,
-    %(minimum_commitment_minor)s, %(tier_scope)s, %(rounding)s, %(netting)s, %(rate)s, %(cap_per_trade_minor)s, %(cap_per_period_minor)s,
-    %(content_hash)s, %(now)s)
+    %(minimum_commitment_minor)s, %(tier_scope)s, %(rounding)s, %(netting)s, %(rate)s,
+    %(cap_per_trade_minor)s, %(cap_per_period_minor)s, %(content_hash)s, %(now)s)
 
 -- audit_plan --
 SELECT audit_append('system', 'plan-reconciler', 'plan.publish', %(plan)s, %(revision)s, %(now)s)

@@ -188,8 +188,8 @@ counted AS MATERIALIZED (
 ),
 priced AS MATERIALIZED (
     SELECT p.plan, p.version, p.meter, p.model, trim_scale(p.unit_size) AS unit_size,
-        trim_scale(p.included) AS included, p.on_exceed = 'block' AS is_hard, z.tiers, trim_scale(z.unit_price) AS unit_price,
-        z.flat_minor, power(10::numeric, u.minor_units) AS minors
+        trim_scale(p.included) AS included, p.on_exceed = 'block' AS is_hard, z.tiers,
+        trim_scale(z.unit_price) AS unit_price, z.flat_minor, power(10::numeric, u.minor_units) AS minors
     FROM price p
     JOIN plan l ON l.plan = p.plan
     JOIN currency u ON u.currency = l.currency

@@ -185,8 +185,8 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     ),
     commitment AS (
         SELECT c.tenant_id, c.period, min(c.starts_at) AS starts_at, max(c.ends_at) AS ends_at,
-            (array_agg(c.rounding ORDER BY c.starts_at DESC))[1] AS rounding, c.minors, divide(sum(c.minimum_commitment_minor * c.seconds),
-                c.minors * c.period_seconds) AS least
+            (array_agg(c.rounding ORDER BY c.starts_at DESC))[1] AS rounding, c.minors,
+            divide(sum(c.minimum_commitment_minor * c.seconds), c.minors * c.period_seconds) AS least
         FROM c GROUP BY c.tenant_id, c.period, c.minors, c.period_seconds
         HAVING sum(c.minimum_commitment_minor) > 0
     ),
