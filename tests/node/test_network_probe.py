@@ -33,7 +33,9 @@ def test_iso_076_a_network_that_enforces_no_policies_is_found_out(
         cluster.restart("kube-router")
     # As in a strict cluster, where no tenant is set up before this is proven.
     again = probe_network(api, None, image)
-    assert record(api, "botplane-system", again, utc_now())
+    command = ("isolation-check", "--tenant", tenant, "--probe-image", image, "--record")
+    table = world.installed.botplane(*command).splitlines()
+    assert [row.split()[2] for row in table if row.startswith("ISO-076")] == ["refused"]
     world.wait_for(told, "NetworkIsolation", "PoliciesEnforced", 30)
 
     verdicts = [outcome.verdict for outcome in (enforced, ignored, again)]
