@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -132,6 +133,21 @@ def test_table_says_what_a_one_off_charge_is_for() -> None:
 
     at_charge = rows.index(f"{'One-off charge':<86}{'250.00':>14}")
     assert rows[at_charge + 1] == "  =Help with the first bots"
+
+
+def test_table_says_what_a_price_counted_before_and_what_commission_is_net_of() -> None:
+    runtime = replace(RUNTIME, detail={**RUNTIME.detail, "usedBefore": "3600000"})
+    terms = {"rate": "0.1", "discount": "0", "capPerTradeMinor": None, "capPerPeriodMinor": None}
+    reached = {"net": "-300.5", "cumulative": "1299.5", "markBefore": "1600", "profit": "0"}
+    commission = a_line(
+        "commission", "0.00", quantity=Decimal(7), detail=terms | reached | {"mark": "1600"}
+    )
+
+    table = render_table(draft(BILLED, Settled(lines=(runtime, commission)), "It runs."))
+
+    assert "1,440 h included, 1,000 h used before" in table
+    assert "7 traded" in table
+    assert "wins less losses -300.5, in all 1,299.5, highest before 1,600, profit 0" in table
 
 
 def test_draft_says_why_it_is_one() -> None:
