@@ -98,7 +98,8 @@ class Line:
     @property
     def rounding(self) -> Rounding:
         """How `exact` was rounded; of a correction, the two amounts that it is between were."""
-        return Rounding(self.detail.get("rounding", Rounding.HALF_EVEN))
+        said = self.detail.get("rounding")
+        return Rounding.HALF_EVEN if said is None else Rounding(said)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,10 +327,11 @@ def amount_text(minor: int, currency: str) -> str:
 
 def last_rounding(lines: Iterable[Line]) -> Rounding:
     """Return how the prices that are in force at the end of the period round."""
-    fees = [line for line in lines if line.kind == "subscription"]
-    if not fees:
-        return Rounding.HALF_EVEN
-    return max(fees, key=lambda line: line.starts_at).rounding
+    last = None
+    for line in lines:
+        if line.kind == "subscription" and (last is None or line.starts_at > last.starts_at):
+            last = line
+    return Rounding.HALF_EVEN if last is None else last.rounding
 
 
 def in_order(lines: Iterable[Line]) -> tuple[Line, ...]:
