@@ -46,9 +46,8 @@ class Place:
                 self.world.api.create(path, body)
             except urllib.error.HTTPError as error:
                 error.close()
-                # The namespace, or what admission asks for in it, is still being made; 409 is its
-                # quota being counted at that moment, which users are asked to try again, too.
-                if error.code not in {403, 404, 409, 422}:
+                # The namespace, or what admission asks for in it, is still being made.
+                if error.code not in {403, 404, 422}:
                     raise
                 return False
             return True

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.controlplane.waiting import until
+
 CONFLICT = 409
 
 
@@ -33,13 +35,11 @@ class Api:
         return None
 
     def create(self, path: str, body: dict[str, Any]) -> None:
-        """Create an object; one that exists already is left as it is."""
-        try:
-            self._send("POST", path, body)
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code != CONFLICT:
-                raise
+        """Create an object; one that exists already is left as it is.
+
+        Where its quota is counted at that moment the API server refuses it and asks to try again.
+        """
+        until(lambda: self._is_created(path, body), within=10, what=f"create in {path}")
 
     def patch(self, path: str, body: dict[str, Any]) -> None:
         """Change an object by a JSON merge patch."""
@@ -55,6 +55,16 @@ class Api:
             return self._send("GET", "/readyz") == b"ok"
         except (OSError, ValueError):
             return False
+
+    def _is_created(self, path: str, body: dict[str, Any]) -> bool:
+        try:
+            self._send("POST", path, body)
+        except urllib.error.HTTPError as error:
+            if error.code != CONFLICT:
+                raise
+            with error:
+                return bool(json.load(error)["reason"] == "AlreadyExists")
+        return True
 
     def _send(
         self,
