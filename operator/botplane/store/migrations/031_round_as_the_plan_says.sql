@@ -12,7 +12,9 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         WHEN abs(x - trunc(x)) = 0.5 THEN 2 * round(x / 2) ELSE round(x) END
 $$;
 
--- As before; each line is rounded as its plan version says, a commitment as the last one of its period.
+-- As before; cuts that share a count, whose numbers are below zero, are rated from where the ones
+-- before them stopped, and each line is rounded as its plan version says, a commitment as the last
+-- one of its period.
 CREATE OR REPLACE FUNCTION charge_plan(tenants uuid[], periods text[], until timestamptz,
     within tstzrange)
 RETURNS TABLE (tenant_id uuid, period text, line_key text, kind text, meter text,
@@ -20,7 +22,8 @@ RETURNS TABLE (tenant_id uuid, period text, line_key text, kind text, meter text
     amount_minor bigint, detail jsonb)
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
     WITH c AS MATERIALIZED (
-        SELECT row_number() OVER () AS n, c.*, v.fee_minor, v.minimum_commitment_minor, v.rounding,
+        SELECT row_number() OVER () * CASE WHEN c.is_alone THEN 1 ELSE -1 END AS n, c.*,
+            v.fee_minor, v.minimum_commitment_minor, v.rounding,
             power(10::numeric, u.minor_units) AS minors, '/' || to_char(
                 c.starts_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS suffix,
             date_bin('1 hour', c.starts_at + interval '3599 seconds', '2000-01-01 00:00+00')
@@ -104,18 +107,26 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
         SELECT p.n, p.meter, billed_quantity(sum(p.quantity)) AS quantity
         FROM part p GROUP BY p.n, p.meter HAVING sum(p.quantity) > 0
     ),
-    shared AS MATERIALIZED (
-        SELECT c.n, u.meter, sum(u.quantity) AS whole,
-            COALESCE(sum(u.quantity) FILTER (WHERE o.starts_at < c.starts_at), 0) AS before
-        FROM c
-        JOIN c o ON o.tenant_id = c.tenant_id AND o.starts_at >= c.counted_from
-            AND o.starts_at < c.counted_until
-        JOIN used u ON u.n = o.n
-        WHERE NOT c.is_alone
-        GROUP BY c.n, u.meter
+    counted AS (
+        SELECT u.n, u.meter, u.quantity, NULL::numeric AS before, NULL::numeric AS whole
+        FROM used u WHERE u.n > 0
+        UNION ALL
+        SELECT s.n, s.meter, s.quantity, s.before, s.whole
+        FROM (
+            SELECT c.n, u.meter, sum(u.quantity) FILTER (WHERE o.n = c.n) AS quantity,
+                COALESCE(sum(u.quantity) FILTER (WHERE o.starts_at < c.starts_at), 0) AS before,
+                sum(u.quantity) AS whole
+            FROM c
+            JOIN c o ON o.tenant_id = c.tenant_id AND o.starts_at >= c.counted_from
+                AND o.starts_at < c.counted_until
+            JOIN used u ON u.n = o.n
+            WHERE c.n < 0
+            GROUP BY c.n, u.meter
+        ) AS s
+        WHERE s.quantity > 0
     ),
     usage_line AS (
-        SELECT c.*, p.meter, u.quantity, p.model, p.size, i.included, k.before,
+        SELECT c.*, p.meter, u.quantity, p.model, p.size, i.included, u.before,
             b.high - b.low AS billable,
             CASE WHEN p.tiers > 1 THEN m.tiers WHEN o.units IS NOT NULL THEN jsonb_build_array(
                 jsonb_build_object('quantity', trim_scale(o.units)::text, 'unitPrice', p.price,
@@ -125,16 +136,15 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
                     + CASE WHEN p.tiers > 1 THEN m.flat_minor ELSE o.flat_minor END
                     * c.counted_seconds * p.unit_size,
                 c.minors * c.period_seconds * p.unit_size) AS exact
-        FROM used u
+        FROM counted u
         JOIN c ON c.n = u.n
         JOIN book p ON p.plan = c.plan AND p.version = c.version AND p.meter = u.meter
-        LEFT JOIN shared k ON k.n = u.n AND k.meter = u.meter
         CROSS JOIN LATERAL (SELECT CASE WHEN c.counted_seconds = c.period_seconds THEN p.included
             ELSE div(p.included * c.counted_seconds * 1000000000000, c.period_seconds)
                 * 0.000000000001 END AS included OFFSET 0) AS i
         CROSS JOIN LATERAL (SELECT
-            CASE WHEN k.n IS NULL THEN 0 ELSE greatest(k.before - i.included, 0) END AS low,
-            greatest(CASE WHEN k.n IS NULL THEN u.quantity ELSE k.before + u.quantity END
+            CASE WHEN u.n > 0 THEN 0 ELSE greatest(u.before - i.included, 0) END AS low,
+            greatest(CASE WHEN u.n > 0 THEN u.quantity ELSE u.before + u.quantity END
                 - i.included, 0) AS high OFFSET 0) AS b
         CROSS JOIN LATERAL (SELECT
             CASE WHEN p.tiers > 1 OR b.high <= p.lo THEN NULL
@@ -153,7 +163,7 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
                     ORDER BY t.lo) AS tiers
             FROM price_tier t
             CROSS JOIN LATERAL part_of_tier(p.model, p.unit_size, b.low, b.high,
-                greatest(COALESCE(k.whole, u.quantity) - i.included, 0), t.lo, t.hi) AS w
+                greatest(COALESCE(u.whole, u.quantity) - i.included, 0), t.lo, t.hi) AS w
             WHERE p.tiers > 1 AND t.plan = p.plan AND t.version = p.version AND t.meter = p.meter
         ) AS m ON true
     ),
@@ -211,63 +221,4 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     FROM topped_up k WHERE k.exact > 0
 $$;
 
--- As before, rounded as the plan version says.
-CREATE OR REPLACE FUNCTION charge_commission(tenants uuid[], periods text[], until timestamptz)
-RETURNS TABLE (tenant_id uuid, period text, line_key text, kind text, meter text,
-    starts_at timestamptz, ends_at timestamptz, quantity numeric, exact numeric,
-    amount_minor bigint, detail jsonb)
-LANGUAGE sql STABLE AS $$
-    WITH traded AS (
-        SELECT p.tenant_id, p.period, t.closed_at, t.pnl * t.fx_rate AS pnl,
-            sum(t.volume * t.fx_rate) OVER (PARTITION BY p.tenant_id, p.period) AS volume
-        FROM unnest(tenants, periods) AS asked (tenant_id, period)
-        JOIN billing_period p ON p.tenant_id = asked.tenant_id AND p.period = asked.period
-        JOIN trade_commission t ON t.tenant_id = p.tenant_id AND t.closed_at >= p.starts_at
-            AND t.closed_at < least(p.ends_at, until)
-        WHERE t.fx_rate IS NOT NULL
-    ),
-    won AS (
-        SELECT c.tenant_id, c.period, c.plan, c.version, c.starts_at, c.ends_at, c.seconds,
-            c.period_seconds, m.minors, v.rounding,
-            v.commission_rate AS rate,
-            v.commission_cap_per_trade_minor AS cap_per_trade,
-            v.commission_cap_per_period_minor AS cap_per_period,
-            t.pnl, t.volume, COALESCE(d.discount, 0) AS discount
-        FROM traded t
-        JOIN cut(tenants, periods) c ON c.tenant_id = t.tenant_id AND c.period = t.period
-            AND t.closed_at >= c.starts_at AND t.closed_at < c.ends_at
-        JOIN plan_version v ON v.plan = c.plan AND v.version = c.version
-        JOIN plan p ON p.plan = c.plan
-        JOIN currency u ON u.currency = p.currency
-        CROSS JOIN LATERAL (SELECT power(10::numeric, u.minor_units) AS minors) AS m
-        LEFT JOIN LATERAL (SELECT d.discount FROM plan_volume_discount d
-            WHERE d.plan = c.plan AND d.version = c.version
-                AND d.from_volume_minor <= t.volume * m.minors
-            ORDER BY d.from_volume_minor DESC LIMIT 1) AS d ON true
-        WHERE t.pnl > 0 AND v.commission_rate > 0
-    ),
-    line AS (
-        SELECT w.tenant_id, w.period, w.plan, w.version, w.starts_at, w.ends_at, w.minors, w.rounding,
-            w.rate, w.discount, w.volume, w.cap_per_trade, w.cap_per_period, count(*) AS trades,
-            sum(w.pnl) AS profit,
-            divide(least(
-                sum(least(w.pnl * w.rate * (1 - w.discount) * w.minors, w.cap_per_trade))
-                    * w.period_seconds,
-                w.cap_per_period * w.seconds), w.minors * w.period_seconds) AS exact
-        FROM won w
-        GROUP BY w.tenant_id, w.period, w.plan, w.version, w.starts_at, w.ends_at, w.seconds,
-            w.period_seconds, w.minors, w.rounding, w.rate, w.discount, w.volume, w.cap_per_trade,
-            w.cap_per_period
-    )
-    SELECT l.tenant_id, l.period, 'commission/' || to_char(
-            l.starts_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
-        'commission', NULL, l.starts_at, l.ends_at, l.trades, l.exact,
-        round_by(l.rounding, l.exact * l.minors)::bigint,
-        jsonb_build_object('plan', l.plan, 'version', l.version,
-            'profit', trim_scale(l.profit)::text, 'volume', trim_scale(l.volume)::text,
-            'rate', trim_scale(l.rate)::text, 'discount', trim_scale(l.discount)::text,
-            'capPerTradeMinor', l.cap_per_trade, 'capPerPeriodMinor', l.cap_per_period)
-            || CASE l.rounding WHEN 'half_even' THEN '{}'
-                ELSE jsonb_build_object('rounding', l.rounding) END
-    FROM line l
-$$;
+-- charge_commission rounds by it in the next migration, where losses count too.

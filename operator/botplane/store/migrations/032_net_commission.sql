@@ -6,7 +6,8 @@ ALTER TABLE plan_version ADD COLUMN commission_netting text NOT NULL DEFAULT 'no
 ALTER TABLE plan_version ADD CHECK (commission_netting = 'none'
     OR commission_cap_per_trade_minor IS NULL);
 COMMENT ON COLUMN plan_version.commission_netting IS
-    'none: of each trade that won; period: of wins less losses; hwm: of what exceeds the high-water mark.';
+    'none: of each trade that won; period: of wins less losses; hwm: of what exceeds the '
+    'high-water mark.';
 
 CREATE TABLE commission_mark (
     tenant_id uuid NOT NULL,
@@ -57,7 +58,7 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     ),
     net AS (
         SELECT b.tenant_id, b.period, s.starts_at AS stay, d.starts_at, a.cumulative, a.mark,
-            COALESCE(sum(t.pnl * t.fx_rate), 0) AS pnl
+            COALESCE(w.pnl, 0) AS pnl
         FROM anchor a
         JOIN billing_period b ON b.tenant_id = a.tenant_id AND b.ends_at > a.since
             AND b.ends_at <= a.until
@@ -65,9 +66,10 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
             AND (s.ends_at IS NULL OR s.ends_at > b.starts_at)
         CROSS JOIN LATERAL (SELECT greatest(b.starts_at, s.starts_at) AS starts_at,
             least(b.ends_at, s.ends_at, commission_marks.until) AS ends_at) AS d
-        LEFT JOIN trade_commission t ON t.tenant_id = b.tenant_id AND t.fx_rate IS NOT NULL
-            AND t.closed_at >= d.starts_at AND t.closed_at < d.ends_at
-        GROUP BY b.tenant_id, b.period, s.starts_at, d.starts_at, a.cumulative, a.mark
+        -- By the index for each stay, also while Postgres does not know yet how many trades there are.
+        CROSS JOIN LATERAL (SELECT sum(t.pnl * t.fx_rate) AS pnl FROM trade_commission t
+            WHERE t.tenant_id = b.tenant_id AND t.fx_rate IS NOT NULL
+                AND t.closed_at >= d.starts_at AND t.closed_at < d.ends_at) AS w
     ),
     reached AS (
         SELECT n.tenant_id, n.period, n.stay, n.starts_at, n.pnl, n.mark,
@@ -83,8 +85,9 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     )
     SELECT m.tenant_id, m.period, m.stay, m.cumulative - m.pnl, m.mark_before, m.cumulative,
         greatest(m.mark_before, m.cumulative)
-    FROM marked m
-    JOIN asked q ON q.tenant_id = m.tenant_id AND q.period = m.period
+    FROM (SELECT k.*, (k.tenant_id, k.period) IN (SELECT q.tenant_id, q.period FROM asked q)
+        AS is_asked FROM marked k OFFSET 0) AS m
+    WHERE m.is_asked
 $$;
 
 -- As before, for plans that take each trade alone. Where losses count, a later loss of a stay takes
