@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.world import World, a_bot, a_name, a_plan, bot_key, tenant_key
+from tests.support.world import World, a_bot, a_name, a_plan, bot_key, condition, tenant_key
 
 QUICK = 2.0
 
@@ -161,6 +161,25 @@ def test_a_bot_beyond_the_quota_is_told_with_the_numbers(world: World) -> None:
     assert "asks for 500m cpu" in message
     assert "400m of the tenant's 1 are free" in message
     assert world.read("Deployment", f"tenant-{tenant}", "large") is None
+
+
+def test_a_bot_that_a_quota_refuses_runs_once_there_is_room(world: World) -> None:
+    tenant = world.tenant()
+    namespace = f"tenant-{tenant}"
+    full = {"hard": {"count/deployments.apps": "0"}}
+    meta = {"name": "full", "namespace": namespace}
+    world.create({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": full})
+    world.eventually(
+        lambda: (world.read("ResourceQuota", namespace, "full") or {})["status"].get("used"),
+        "Kubernetes counts",
+    )
+    world.create(a_bot(tenant))
+    body = world.wait_for(bot_key(tenant), "Ready", "QuotaExceeded", within=QUICK)
+
+    world.delete("ResourceQuota", namespace, "full")
+
+    world.wait_for(bot_key(tenant), "Ready", "Running")
+    assert "count/deployments.apps" in condition(body, "Ready")[2]
 
 
 def test_an_image_from_elsewhere_is_refused(world: World) -> None:

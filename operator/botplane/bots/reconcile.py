@@ -93,7 +93,7 @@ class BotReconciler:
             await self._stop(key, progress)
         progress.workload = self._workload(key)
         progress.changed |= await self._report(body, spec, tenant, progress)
-        after = UNWATCHED_SECONDS if missing or progress.conflict else None
+        after = UNWATCHED_SECONDS if missing or progress.is_blocked_unseen else None
         if progress.deadline is not None and not progress.suspended:
             left = (progress.deadline - self._around.clock()).total_seconds()
             after = min(after or MOST_WAIT_SECONDS, max(left, 1.0))

@@ -47,9 +47,9 @@ class Progress:
         return next((e for e in self.failed.values() if isinstance(e, Retryable)), None)
 
     @property
-    def conflict(self) -> bool:
-        """Whether something that is not ours is in the way; it is not watched."""
-        return any(error.reason == "Conflict" for error in self.failed.values())
+    def is_blocked_unseen(self) -> bool:
+        """Whether what is in the way is not watched: what is not ours, or what a quota counts."""
+        return any(error.reason in {"Conflict", "QuotaExceeded"} for error in self.failed.values())
 
 
 def bot_verdicts(progress: Progress) -> list[Verdict]:
