@@ -121,10 +121,10 @@ class Postgres:
         What a status shows of usage stays for a minute, unless nothing had run before; a
         suspension or a limit shows at once.
         """
-        is_back = bool(self._away)
+        is_back = self.is_away
         try:
             if is_back:
-                await asyncio.to_thread(_knock, self._url)
+                await asyncio.to_thread(self._knock)
                 self._away = ""
             reading = await self.call(_read, self._clock())
         except (Rejected, Retryable) as error:
@@ -186,6 +186,21 @@ class Postgres:
         await self.call(tenant_store.close_tenant, tenant_id, self._clock())
         self._registered.pop(tenant_id, None)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether Postgres did not answer, so that nobody but `follow` asks it."""
+        return bool(self._away)
+
+    def _knock(self) -> None:
+        """Return if Postgres answers, with a pool of connections that live.
+
+        The pool alone would wait for its own next attempt, and try its dead connections one by one.
+        """
+        with translated_errors():
+            with connect(self._url):
+                pass
+            self._pool.check()
+
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return what a store function says of a connection and these arguments.
 
@@ -205,12 +220,6 @@ class Postgres:
             if error.reason == UNAVAILABLE:
                 self._away = error.message
             raise
-
-
-def _knock(url: str) -> None:
-    """Return if Postgres answers: a pool would first wait for its own next attempt."""
-    with translated_errors(), connect(url):
-        pass
 
 
 def _is_first(last: dict[str, Any] | None, figures: dict[str, Any] | None) -> bool:

@@ -33,7 +33,7 @@ from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Manifest, Ref, ref_of
-from botplane.postgres import Postgres
+from botplane.postgres import News, Postgres
 from botplane.rooms import (
     CHILD_KINDS,
     KINDS,
@@ -323,21 +323,26 @@ class Operator:
 
     async def _follow_usage(self) -> None:
         """Enforce limits, and show in the status what has been used."""
+        due = 0.0
         while True:
             started = time.monotonic()
-            news = await self._postgres.follow()
-            if news is None:
-                await asyncio.sleep(USAGE_SECONDS)
-                continue
-            if news.is_back:
-                for key in (*self._objects.keys("Plan"), *self._objects.keys("Tenant")):
-                    self._add(key)
-            for key in self._neighbours.by_uid(news.moved):
+            if started >= due or self._postgres.is_away:
+                news = await self._postgres.follow()
+                if news is not None:
+                    await self._take(news)
+                    # At many tenants the question itself takes seconds: ask less often.
+                    ended = time.monotonic()
+                    due = ended + 10 * (ended - started)
+            await asyncio.sleep(USAGE_SECONDS)
+
+    async def _take(self, news: News) -> None:
+        """Ask for the passes that show what a round has changed, and post its warnings."""
+        if news.is_back:
+            for key in (*self._objects.keys("Plan"), *self._objects.keys("Tenant")):
                 self._add(key)
-            await self._tell(news.warnings)
-            # At many tenants the question itself takes seconds: ask less often.
-            took = time.monotonic() - started
-            await asyncio.sleep(max(USAGE_SECONDS, 10 * took))
+        for key in self._neighbours.by_uid(news.moved):
+            self._add(key)
+        await self._tell(news.warnings)
 
     async def _tell(self, warnings: Sequence[tuple[UUID, Finding]]) -> None:
         """Post the Events of warnings about limits and unpaid invoices."""
