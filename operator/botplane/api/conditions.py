@@ -106,6 +106,11 @@ def summarize(outcome: Outcome, reason: str, message: str) -> list[Verdict]:
             return [Verdict.fails("Ready", finding), Verdict.holds("Stalled", reason, message)]
 
 
+def condition_in(status: Mapping[str, Any], type_: str) -> Mapping[str, Any] | None:
+    """Return the condition of a type that a status, as read from the API, shows; None for none."""
+    return next((c for c in status.get("conditions", ()) if c["type"] == type_), None)
+
+
 def merge(
     previous: Iterable[Mapping[str, Any]],
     verdicts: Sequence[Verdict],

@@ -13,5 +13,8 @@ POLICIES: Final = "networkPolicies"
 PROBED_TIME: Final = "probedTime"
 """Key of when it was found, RFC 3339: for people."""
 
+COMMAND: Final = "`botplane isolation-check --probe-image <image> --record`"
+"""What a person runs for a new outcome."""
+
 ENFORCED: Final = "Enforced"
 IGNORED: Final = "Ignored"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from botplane.api import network
+
 
 class Reason(NamedTuple):
     """What a reason stands for."""
@@ -116,7 +118,7 @@ REASONS: Final[dict[str, Reason]] = {
     "NotMetered": Reason("Nothing was metered yet."),
     "NotProbed": Reason(
         "Nobody has tried whether the network enforces NetworkPolicies.",
-        "Run `botplane isolation-check --probe-image <image> --record`.",
+        f"Run {network.COMMAND}.",
     ),
     "NotRequested": Reason("Nothing asks for it."),
     "NotSuspended": Reason("Nothing asks for a suspension."),
@@ -157,8 +159,7 @@ REASONS: Final[dict[str, Reason]] = {
     "PriceInvalid": Reason("A price cannot be right.", "Change what the message names."),
     "ProbeFailed": Reason(
         "The network ignores NetworkPolicies: a probe reached a pod that they close.",
-        "Install a network plugin that enforces them, then run "
-        "`botplane isolation-check --probe-image <image> --record`.",
+        f"Install a network plugin that enforces them, then run {network.COMMAND}.",
     ),
     "Provisioned": Reason("Everything is set up as the plan says."),
     "Published": Reason("The prices are in force."),

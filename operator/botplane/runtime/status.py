@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from botplane.api.conditions import Finding, Verdict, merge
+from botplane.api.conditions import Finding, Verdict, condition_in, merge
 from botplane.errors import Rejected, Retryable
 from botplane.kube.client import KubeClient
 from botplane.kube.errors import ConflictError, NotFoundError
@@ -61,7 +61,7 @@ class StatusWriter:
         return True
 
     async def _tell(self, body: Manifest, before: Manifest, ready: dict[str, Any]) -> None:
-        last = next((c for c in before.get("conditions", ()) if c["type"] == "Ready"), None)
+        last = condition_in(before, "Ready")
         if last is not None and (last["status"], last["reason"]) == (
             ready["status"],
             ready["reason"],

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from botplane.api.conditions import ConditionStatus, Verdict
+from botplane.api.conditions import ConditionStatus, Verdict, condition_in
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -71,8 +71,7 @@ def remembered(status: Mapping[str, Any]) -> AccountState:
 
     An operator that has not heard from Postgres yet keeps to it: who is suspended stays so.
     """
-    known = (c for c in status.get("conditions", ()) if c["type"] == LIMITS_UNKNOWN.type)
-    limits = next(known, None)
+    limits = condition_in(status, LIMITS_UNKNOWN.type)
     return AccountState(
         holds=frozenset(status.get("suspendedFor", ())) & MONEY_REASONS.keys(),
         limits=None

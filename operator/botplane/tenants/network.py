@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from botplane.api import network
-from botplane.api.conditions import ConditionStatus, Finding, Verdict
+from botplane.api.conditions import ConditionStatus, Finding, Verdict, condition_in
 from botplane.kube.resources import Manifest
 
-COMMAND: Final = "`botplane isolation-check --probe-image <image> --record`"
 NOT_PROBED: Final = Verdict.waits(
     "NetworkIsolation",
     "NotProbed",
-    f"Nobody has tried yet whether the network enforces NetworkPolicies; run {COMMAND}",
+    f"Nobody has tried yet whether the network enforces NetworkPolicies; run {network.COMMAND}",
 )
 ENFORCED: Final = Verdict.holds(
     "NetworkIsolation",
@@ -25,7 +24,7 @@ PROBE_FAILED: Final = Verdict.fails(
     Finding(
         "ProbeFailed",
         "The network ignores NetworkPolicies: a probe reached a pod that they close. Install a "
-        f"network plugin that enforces them, then run {COMMAND}",
+        f"network plugin that enforces them, then run {network.COMMAND}",
     ),
 )
 SHOWN_CHARACTERS: Final = 64
@@ -49,14 +48,14 @@ def network_verdict(record: Manifest | None) -> Verdict:
         "NetworkIsolation",
         "NotProbed",
         f'ConfigMap {network.RECORD} says {network.POLICIES} "{found[:SHOWN_CHARACTERS]}", not '
-        f"{network.ENFORCED} or {network.IGNORED}; run {COMMAND}",
+        f"{network.ENFORCED} or {network.IGNORED}; run {network.COMMAND}",
     )
 
 
 def news(verdict: Verdict, status: Mapping[str, Any]) -> Finding | None:
     """Return what to warn of when the condition fails and did not in a Tenant's status."""
-    known = (c for c in status.get("conditions", ()) if c["type"] == verdict.type)
-    before = next((c["status"] for c in known), ConditionStatus.UNKNOWN)
-    if verdict.status is not ConditionStatus.FALSE or before == ConditionStatus.FALSE:
+    before = condition_in(status, verdict.type)
+    failed = before is not None and before["status"] == ConditionStatus.FALSE
+    if verdict.status is not ConditionStatus.FALSE or failed:
         return None
     return Finding(verdict.reason, verdict.message)
