@@ -25,7 +25,7 @@ from tests.faults.rehearsal import (
 from tests.faults.scenarios import SCENARIOS
 from tests.support.controlplane.waiting import until
 from tests.support.installation import Installation
-from tests.support.world import World, a_name, a_tenant, tenant_key
+from tests.support.world import World, a_bot, a_name, a_tenant, bot_key, tenant_key
 
 RETRY_AFTER = 2
 ON_WRITES: dict[str, Action] = {
@@ -60,6 +60,8 @@ WATCHED = (
 AT_ONCE = 12
 WRITES_PER_FAULT = 24
 REFUSED = ("resourcequotas", "deployments")
+TOO_MANY = 9
+"""Replicas, in every plan of the tests."""
 SIDE_BY_SIDE = "side by side"
 """The case that a sample makes of all: each fault meets another tenant at the same time."""
 
@@ -190,6 +192,33 @@ def test_retry_after_is_obeyed(botplane: Installation, operator: ProxiedOperator
     operator.proxy.clear()
     print(f"\nseconds from 429 to the next try: {waits}")
     assert min(waits.values()) >= RETRY_AFTER
+
+
+def test_a_change_that_the_answer_to_a_status_write_tells_first_is_followed(
+    botplane: Installation, operator: ProxiedOperator
+) -> None:
+    world = World(botplane)
+    tenant = world.tenant()
+    # Beyond the plan: nothing else changes with it, whose news would bring another pass.
+    world.create(a_bot(tenant, replicas=TOO_MANY))
+    world.wait_for(bot_key(tenant), "WithinPlan", "ReplicaLimitReached")
+    answer = Rule(partial(_writes, tenant, "botdeployments"), calls.Delay(1))
+    watch = Rule(
+        lambda call: call.resource == "botdeployments",
+        calls.Hold(3),
+        event=lambda event: event["object"]["spec"].get("replicas") == TOO_MANY + 2,
+    )
+    operator.proxy.add(answer, watch)
+
+    world.patch(*bot_key(tenant), {"spec": {"replicas": TOO_MANY + 1}})
+    until(answer.reached.is_set, within=20, what="the status is being written")
+    world.patch(*bot_key(tenant), {"spec": {"replicas": TOO_MANY + 2}})
+
+    said = f"spec.replicas is {TOO_MANY + 2} "
+    world.eventually(lambda: said in str(world.read(*bot_key(tenant))), said)
+    operator.proxy.clear()
+    assert answer.answered.is_set()
+    assert watch.hits == 1
 
 
 def _rule(point: Point, action: Action) -> MakeRule:

@@ -47,7 +47,7 @@ class Cluster:
         kind = {"apiVersion": body["apiVersion"], "kind": body["kind"]}
         meta["finalizers"] = [finalizer]
         written = await self.client.apply({**kind, "metadata": meta})
-        self.objects.observe(written)
+        self.objects.wrote(written, finalizer)
         return True
 
     async def remove_finalizer(self, body: Manifest, finalizer: str) -> None:

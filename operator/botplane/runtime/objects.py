@@ -20,7 +20,8 @@ class Seen(NamedTuple):
     version: int
     uid: str
     intent: str
-    """Hash of all but the status: our own status writes change nothing here."""
+    """Hash of what else asks for a pass; the status does not."""
+    finalizers: frozenset[str]
     ready: str
     told: bool
     """Whether the status speaks of the present generation."""
@@ -67,8 +68,20 @@ class Objects:
             return None
         seen = self._seen[key] = _seen(body)
         self._places[key[0]].setdefault(key[1], {})[key] = None
-        unchanged = last is not None and (last.uid, last.intent) == (seen.uid, seen.intent)
-        return None if unchanged else key
+        return None if last is not None and _says_the_same(last, seen) else key
+
+    def wrote(self, answer: Manifest, *finalizers: str) -> None:
+        """Take note of the answer to an own write, of the status or of these finalizers.
+
+        An answer that also holds what others have just changed is left to the watch: that brings
+        the pass which their change asks for.
+        """
+        last = self._seen.get(key_of(answer))
+        if last is None:
+            return
+        expected = last._replace(finalizers=last.finalizers.union(finalizers))
+        if _says_the_same(expected, _seen(answer)):
+            self.observe(answer)
 
     def forget(self, key: Key, uid: str = "") -> Key | None:
         """Take note that an object is gone; return its key if it was known."""
@@ -124,7 +137,6 @@ def _seen(body: Manifest) -> Seen:
         "spec": body.get("spec"),
         "generation": meta.get("generation"),
         "deleting": "deletionTimestamp" in meta,
-        "finalizers": meta.get("finalizers"),
         "annotations": {
             k: v for k, v in (meta.get("annotations") or {}).items() if k.startswith(GROUP)
         },
@@ -134,4 +146,16 @@ def _seen(body: Manifest) -> Seen:
     ready = next((c["status"] for c in conditions if c["type"] == "Ready"), "Unknown")
     text = pack(canonical({**body, "metadata": meta}))
     told = status.get("observedGeneration") == meta.get("generation")
-    return Seen(int(meta["resourceVersion"]), meta["uid"], digest(intent), ready, told, text)
+    return Seen(
+        version=int(meta["resourceVersion"]),
+        uid=meta["uid"],
+        intent=digest(intent),
+        finalizers=frozenset(meta.get("finalizers", ())),
+        ready=ready,
+        told=told,
+        text=text,
+    )
+
+
+def _says_the_same(last: Seen, seen: Seen) -> bool:
+    return (last.uid, last.intent, last.finalizers) == (seen.uid, seen.intent, seen.finalizers)

@@ -56,7 +56,7 @@ class StatusWriter:
         except NotFoundError:
             self._objects.forget(key_of(body))
             return False
-        self._objects.observe(written)
+        self._objects.wrote(written)
         await self._tell(body, before, conditions[0])
         return True
 

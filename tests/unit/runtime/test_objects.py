@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,37 @@ def test_a_change_of_spec_finalizers_or_deletion_asks_for_a_pass() -> None:
     assert objects.observe(meta(tenant(3, spec={"suspend": True}), finalizers=["f"])) == ACME
     going = meta(tenant(4, spec={"suspend": True}), finalizers=["f"], deletionTimestamp="t")
     assert objects.observe(going) == ACME
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        meta(tenant(2, spec={"suspend": True}), finalizers=["f"]),
+        meta(tenant(2), finalizers=["f"], deletionTimestamp="t"),
+        tenant(2),
+        meta(tenant(2, uid="u-2"), finalizers=["f"]),
+    ],
+    ids=["spec", "deletion", "finalizers", "successor"],
+)
+def test_a_change_that_the_answer_to_our_own_write_tells_first_still_asks_for_a_pass(
+    changed: dict[str, Any],
+) -> None:
+    objects = Objects()
+    objects.observe(meta(tenant(1), finalizers=["f"]))
+
+    objects.wrote(meta(changed, resourceVersion="3") | {"status": ready("True")})
+
+    assert objects.observe(changed) == ACME
+
+
+def test_our_own_finalizer_asks_for_none_and_one_that_another_puts_beside_it_does() -> None:
+    objects = Objects()
+    objects.observe(tenant(1))
+    objects.wrote(meta(tenant(2), finalizers=["f"]), "f")
+
+    assert objects.observe(meta(tenant(2), finalizers=["f"])) is None
+    objects.wrote(meta(tenant(4), finalizers=["f", "theirs"]))
+    assert objects.observe(meta(tenant(3), finalizers=["f", "theirs"])) == ACME
 
 
 def test_a_label_or_the_managed_fields_ask_for_none() -> None:
