@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from tests.support.world import World, a_bot, a_name, a_plan, bot_key, condition, tenant_key
 
-QUICK = 2.0
-
 
 def test_a_bot_runs_restricted_metered_and_with_its_own_account(world: World) -> None:
     tenant = world.tenant()
@@ -105,7 +103,7 @@ def test_a_missing_secret_is_named_and_its_arrival_is_noticed(world: World) -> N
 
     world.create(a_bot(tenant, walletKeysSecretRef={"name": "wallet"}))
 
-    body = world.wait_for(bot_key(tenant), "ConfigurationReady", "SecretNotFound", within=QUICK)
+    body = world.wait_for(bot_key(tenant), "ConfigurationReady", "SecretNotFound")
     assert "wallet" in body["status"]["conditions"][0]["message"]
     assert world.list("Deployment", namespace) == []
     secret = {"apiVersion": "v1", "kind": "Secret", "stringData": {"key": "k"}}
@@ -138,7 +136,7 @@ def test_a_scale_beyond_the_plan_is_told_and_what_runs_keeps_running(world: Worl
 
     world.patch(*bot_key(tenant), {"spec": {"replicas": 9}})
 
-    body = world.wait_for(bot_key(tenant), "WithinPlan", "ReplicaLimitReached", within=QUICK)
+    body = world.wait_for(bot_key(tenant), "WithinPlan", "ReplicaLimitReached")
     assert (
         "spec.replicas is 9 and plan professional allows 6"
         in body["status"]["conditions"][0]["message"]
@@ -156,7 +154,7 @@ def test_a_bot_beyond_the_quota_is_told_with_the_numbers(world: World) -> None:
 
     world.create(a_bot(tenant, "large", resources={"requests": {"cpu": "500m", "memory": "256Mi"}}))
 
-    body = world.wait_for(bot_key(tenant, "large"), "Ready", "QuotaExceeded", within=QUICK)
+    body = world.wait_for(bot_key(tenant, "large"), "Ready", "QuotaExceeded")
     message = body["status"]["conditions"][0]["message"]
     assert "asks for 500m cpu" in message
     assert "400m of the tenant's 1 are free" in message
@@ -174,7 +172,7 @@ def test_a_bot_that_a_quota_refuses_runs_once_there_is_room(world: World) -> Non
         "Kubernetes counts",
     )
     world.create(a_bot(tenant))
-    body = world.wait_for(bot_key(tenant), "Ready", "QuotaExceeded", within=QUICK)
+    body = world.wait_for(bot_key(tenant), "Ready", "QuotaExceeded")
 
     world.delete("ResourceQuota", namespace, "full")
 
@@ -187,7 +185,7 @@ def test_an_image_from_elsewhere_is_refused(world: World) -> None:
 
     world.create(a_bot(tenant, image="evil.example/bot:1"))
 
-    body = world.wait_for(bot_key(tenant), "Ready", "ImageNotAllowed", within=QUICK)
+    body = world.wait_for(bot_key(tenant), "Ready", "ImageNotAllowed")
     assert "registry.example/sniperforge" in body["status"]["conditions"][0]["message"]
 
 
@@ -198,7 +196,7 @@ def test_a_bot_outside_of_a_tenants_namespace_says_so(world: World) -> None:
 
     world.create(body)
 
-    world.wait_for(("BotDeployment", "default", name), "Ready", "TenantNotFound", within=QUICK)
+    world.wait_for(("BotDeployment", "default", name), "Ready", "TenantNotFound")
     world.delete("BotDeployment", "default", name)
 
 
@@ -215,7 +213,7 @@ def test_a_foreign_object_of_the_same_name_is_not_taken(world: World) -> None:
 
     world.create(a_bot(tenant))
 
-    body = world.wait_for(bot_key(tenant), "Ready", "Conflict", within=QUICK)
+    body = world.wait_for(bot_key(tenant), "Ready", "Conflict")
     assert "ConfigMap" in body["status"]["conditions"][0]["message"]
     config = world.read("ConfigMap", namespace, "bot")
     assert config is not None
