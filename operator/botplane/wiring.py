@@ -123,11 +123,12 @@ class Operator:
             lost = asyncio.create_task(self._lead())
             watches = asyncio.create_task(self._watch(watches_stop))
             children = asyncio.create_task(self._watch_children())
+            network = asyncio.create_task(self._follow_network())
             stopped = asyncio.create_task(self._stop.wait())
-            ends = {lost, watches, children, stopped}
+            ends = {lost, watches, children, network, stopped}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             code = 0 if self._stop.is_set() else 1
-            for failed in (watches, children):
+            for failed in (watches, children, network):
                 if failed.done() and failed.exception() is not None:
                     log.error("Watches failed", exc_info=failed.exception())
             self._queue.close()
@@ -135,8 +136,9 @@ class Operator:
             await self._lease.release()
             lost.cancel()
             # kopf would take them for its own and wait for them.
-            children.cancel()
-            await asyncio.wait({children})
+            for reading in (children, network):
+                reading.cancel()
+            await asyncio.wait({children, network})
             watches_stop.set()
             await asyncio.wait({watches}, timeout=SETTLE_SECONDS)
             return code
@@ -172,7 +174,7 @@ class Operator:
 
     async def _watch_children(self) -> None:
         watches = ChildWatches(self._client, self._resync, self._note, self._wake)
-        await asyncio.gather(watches.run(self._child_kinds), self._follow_network())
+        await watches.run(self._child_kinds)
 
     async def _lead(self) -> None:
         """Wait for the lease, then work until it is lost."""
