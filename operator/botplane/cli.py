@@ -196,10 +196,9 @@ def isolation_check(
     with told():
         api = open_api()
         outcomes = probe.check(api, tenant, probe_image)
-        for outcome in outcomes if record else ():
-            if outcome.attack.id == network.ROW.id and not network.record(
-                api, Settings().namespace, outcome, utc_now()
-            ):
+        if record:
+            probed = next(o for o in outcomes if o.attack.id == network.ROW.id)
+            if not network.record(api, Settings().namespace, probed, utc_now()):
                 typer.echo("Nothing was recorded: the probe proved nothing", err=True)
     render = documents.render_json if output is Output.JSON else documents.render_table
     typer.echo(render(outcomes))

@@ -174,16 +174,16 @@ def _usage_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
 
 def _commission_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
     detail, currency = line.detail, invoice.billed.currency
-    profit = _rounded(detail["profit"], currency)
     netted = "net" in detail
     trades = f"{plain(line.quantity)} {'traded' if netted else 'won'}"
     rows = [_columns("Commission on trades", trades, f"{_percent(detail['rate'])} %", amount)]
-    notes = [f"profit {profit}"]
+    notes = []
     if netted:
-        notes.insert(0, f"wins less losses {_rounded(detail['net'], currency)}")
+        notes.append(f"wins less losses {_rounded(detail['net'], currency)}")
     if "mark" in detail:
         before, now = (_rounded(detail[name], currency) for name in ("markBefore", "cumulative"))
-        notes.insert(1, f"in all {now}, highest before {before}")
+        notes.append(f"in all {now}, highest before {before}")
+    notes.append(f"profit {_rounded(detail['profit'], currency)}")
     if decimal(detail["discount"]):
         notes.append(f"volume discount {_percent(detail['discount'])} %")
     for name, cap in (("trade", "capPerTradeMinor"), ("period", "capPerPeriodMinor")):

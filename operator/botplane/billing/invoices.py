@@ -327,10 +327,8 @@ def amount_text(minor: int, currency: str) -> str:
 
 def last_rounding(lines: Iterable[Line]) -> Rounding:
     """Return how the prices that are in force at the end of the period round."""
-    last = None
-    for line in lines:
-        if line.kind == "subscription" and (last is None or line.starts_at > last.starts_at):
-            last = line
+    cuts = (line for line in lines if line.kind == "subscription")
+    last = max(cuts, key=lambda line: line.starts_at, default=None)
     return Rounding.HALF_EVEN if last is None else last.rounding
 
 

@@ -306,12 +306,9 @@ def _expected(ground: Ground, meter: str) -> Iterator[Quantities]:
 
 def _counted(segments: Sequence[Segment], expected: Sequence[Quantities]) -> Iterator[Quantities]:
     for segment, mine in zip(segments, expected, strict=True):
-        near = [e.all for s, e in zip(segments, expected, strict=True) if segment.counts(s)]
-        before = [
-            e.all
-            for s, e in zip(segments, expected, strict=True)
-            if segment.counts(s) and s.starts_at < segment.starts_at
-        ]
+        counted = [e for s, e in zip(segments, expected, strict=True) if segment.counts(s)]
+        near = [e.all for e in counted]
+        before = [e.all for e in counted if e.starts_at < segment.starts_at]
         yield mine._replace(
             counted=tuple(
                 Counted(quantity, _sum_of(before, place), _sum_of(near, place))
