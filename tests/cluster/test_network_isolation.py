@@ -20,8 +20,8 @@ from tests.support.world import World, a_name, a_tenant, condition, tenant_key
 
 RECORD = ("ConfigMap", "botplane-system", "network-isolation")
 ALERT = "BotplaneNetworkPoliciesIgnored"
-QUIET_SECONDS = 15
-"""The operator reads the record every ten."""
+TWO_READINGS = 30
+"""The operator reads the record every ten seconds."""
 
 
 @pytest.fixture
@@ -81,14 +81,16 @@ def test_a_probe_that_proves_nothing_takes_nothing_back(world: World, admin: Api
     assert not found(admin, UNKNOWN)
     assert found(admin, ENFORCED)
 
-    end = time.monotonic() + QUIET_SECONDS
-    world.eventually(lambda: time.monotonic() > end, "time has passed", QUIET_SECONDS + 5)
-    wrote = [
-        request
-        for request in audit.requests(log, user=OPERATOR_USER, since=since)
-        if request.is_write and request.name == tenant
-    ]
-    assert wrote == []
+    def asked() -> list[audit.Request]:
+        return list(audit.requests(log, user=OPERATOR_USER, since=since))
+
+    # Whatever the first reading called for is done before the second.
+    world.eventually(
+        lambda: sum(request.name == RECORD[2] for request in asked()) >= 2,
+        "the record is read twice",
+        TWO_READINGS,
+    )
+    assert [r for r in asked() if r.is_write and r.name == tenant] == []
 
 
 @pytest.fixture
