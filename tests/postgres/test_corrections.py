@@ -38,6 +38,7 @@ from tests.support.billing import (
     record_runs,
     record_usage,
     record_won_and_lost,
+    waits_for_a_lock,
     whole_content,
 )
 from tests.support.until import until
@@ -223,7 +224,7 @@ async def test_usage_that_is_written_while_its_period_is_billed_is_not_lost(
         calls(writer, acme, at("2026-11-30T23:30:00Z"), 200_000)
         billing = threading.Thread(target=lambda: _invoice_alone(migrated))
         billing.start()
-        await until(lambda: _waits_for_a_lock(conn), seconds=20)
+        await until(lambda: waits_for_a_lock(conn), seconds=20)
         writer.commit()
         billing.join()
 
@@ -233,14 +234,6 @@ async def test_usage_that_is_written_while_its_period_is_billed_is_not_lost(
 def _invoice_alone(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as mine:
         invoice(mine, "acme", "2026-11", DEC)
-
-
-def _waits_for_a_lock(conn: psycopg.Connection[Any]) -> bool:
-    waiting = conn.execute(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    ).fetchone()
-    return waiting == (1,)
 
 
 def a_note(**more: str) -> NoteTerms:
@@ -336,7 +329,7 @@ async def test_notes_that_are_issued_at_once_share_the_tax_as_one_after_the_othe
         with first.transaction():
             note(first, "T-1")
             waiting.start()
-            await until(lambda: _waits_for_a_lock(conn), seconds=20)
+            await until(lambda: waits_for_a_lock(conn), seconds=20)
         waiting.join()
 
     taxes = conn.execute("SELECT tax_minor FROM credit_note ORDER BY number").fetchall()

@@ -27,6 +27,7 @@ from tests.support.billing import (
     at,
     complete_until,
     record_won_and_lost,
+    waits_for_a_lock,
     whole_content,
 )
 from tests.support.cut_connection import CutConnection
@@ -227,18 +228,10 @@ async def test_late_trade_that_is_written_while_a_later_period_is_billed_is_not_
         with writer.transaction():
             trade(writer, acme, ("2026-10-20", "-500"))
             billing.start()
-            await until(lambda: _waits_for_a_lock(conn), seconds=20)
+            await until(lambda: waits_for_a_lock(conn), seconds=20)
         billing.join()
 
     assert commissions(conn) == BILLED | {"2026-10": 1000}
-
-
-def _waits_for_a_lock(conn: psycopg.Connection[Any]) -> bool:
-    waiting = conn.execute(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    ).fetchone()
-    return waiting == (1,)
 
 
 @pytest.mark.usefixtures("acme")

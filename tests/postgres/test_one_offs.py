@@ -38,6 +38,7 @@ from tests.support.billing import (
     at,
     complete_until,
     record_usage,
+    waits_for_a_lock,
     whole_content,
 )
 from tests.support.cut_connection import CutConnection
@@ -263,7 +264,7 @@ async def test_charge_while_its_period_is_billed_is_on_the_invoice_after(
     with psycopg.connect(migrated) as biller, biller.transaction():
         billing_run(biller, NOV)
         charging.start()
-        await until(lambda: _waits_for_a_lock(conn), seconds=20)
+        await until(lambda: waits_for_a_lock(conn), seconds=20)
     charging.join()
     bill(conn, DEC)
 
@@ -272,14 +273,6 @@ async def test_charge_while_its_period_is_billed_is_on_the_invoice_after(
         ("subscription", 1000),
         ("one_off", 25005),
     ]
-
-
-def _waits_for_a_lock(conn: psycopg.Connection[Any]) -> bool:
-    row = conn.execute(
-        "SELECT count(*) > 0 FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    ).fetchone()
-    return row == (True,)
 
 
 @pytest.mark.usefixtures("acme")

@@ -27,6 +27,7 @@ from tests.support.billing import (
     at,
     complete_until,
     record_usage,
+    waits_for_a_lock,
     whole_content,
 )
 from tests.support.cut_connection import CutConnection
@@ -259,14 +260,6 @@ async def test_two_at_once_do_not_take_away_more_than_was_used(
     assert refused == ["TermsInvalid"]
     left = conn.execute("SELECT sum(quantity) FROM usage_hourly").fetchone()
     assert left == (Decimal(1999),)
-
-
-def waits_for_a_lock(conn: psycopg.Connection[Any]) -> bool:
-    row = conn.execute(
-        "SELECT count(*) > 0 FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    ).fetchone()
-    return row == (True,)
 
 
 @pytest.mark.usefixtures("acme")

@@ -215,3 +215,12 @@ def whole_content(conn: psycopg.Connection[Any]) -> dict[str, list[Any]]:
 
 LATER = timedelta(days=400)
 """Long after everything that a test describes."""
+
+
+def waits_for_a_lock(conn: psycopg.Connection[Any]) -> bool:
+    """Tell whether a session of this database waits for another, and only one does."""
+    waiting = conn.execute(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    ).fetchone()
+    return waiting == (1,)

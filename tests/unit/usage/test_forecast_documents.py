@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 from botplane.usage.documents import (
@@ -35,6 +36,25 @@ def a_forecast(amount: str, over: str | None) -> Forecast:
     )
 
 
+def a_standing(**more: Any) -> Standing:
+    plain: dict[str, Any] = {
+        "tenant_id": ACME,
+        "tenant": "acme",
+        "period": "2026-10",
+        "starts_at": START,
+        "ends_at": START,
+        "currency": "USD",
+        "fee": Decimal(99),
+        "commission": Decimal(0),
+        "one_offs": Decimal(0),
+        "meters": (),
+        "spend_limit": None,
+        "blocks": {},
+        "metered_time": None,
+    }
+    return Standing(**plain | more)
+
+
 def test_people_are_told_that_a_forecast_is_an_estimate() -> None:
     assert render_forecast(a_forecast("1301.15", "101.15")) == (
         "Estimate of the whole period 2026-10: 1,301.15 USD, 101.15 over the spend limit.\n"
@@ -45,24 +65,14 @@ def test_people_are_told_that_a_forecast_is_an_estimate() -> None:
 
 
 def test_people_are_told_what_the_cost_so_far_is_made_of() -> None:
-    stand = Standing(
-        tenant_id=ACME,
-        tenant="acme",
-        period="2026-10",
-        starts_at=START,
-        ends_at=START,
-        currency="USD",
+    stand = a_standing(
         fee=Decimal(1099),
-        commission=Decimal(0),
         one_offs=Decimal("250.05"),
         meters=(
             MeterStanding(
                 meter="rpc_calls", quantity=Decimal(3), included=None, cost=Decimal("0.3")
             ),
         ),
-        spend_limit=None,
-        blocks={},
-        metered_time=None,
     )
 
     assert render_cost(stand) == (
@@ -75,21 +85,7 @@ def test_people_are_told_what_the_cost_so_far_is_made_of() -> None:
 
 
 def test_programs_get_the_forecast_as_text_or_none() -> None:
-    stand = Standing(
-        tenant_id=ACME,
-        tenant="acme",
-        period="2026-10",
-        starts_at=START,
-        ends_at=START,
-        currency="USD",
-        fee=Decimal(99),
-        commission=Decimal(0),
-        one_offs=Decimal(0),
-        meters=(),
-        spend_limit=Decimal(1200),
-        blocks={},
-        metered_time=None,
-    )
+    stand = a_standing(spend_limit=Decimal(1200))
 
     assert standing_document(stand, a_forecast("1301.15", "101.15"), START)["forecast"] == {
         "quality": "estimated",
