@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from tests.bench import admission, ingestion, latency, month, scale
-from tests.bench.alone import measured_on_its_own
+from tests.bench.alone import a_state, measured_alone
 from tests.bench.client import open_client
 from tests.bench.rows import HEAD, Row
-from tests.support.controlplane import cluster, postgres, watchdog
+from tests.support.controlplane import cluster, postgres
 from tests.support.fixtures import PLANS
 from tests.support.installation import ROOT, Installation
 
@@ -22,27 +21,25 @@ BOTS_EACH = 3
 
 def main() -> int:
     """Run every benchmark and return the exit code: 0 when all bars hold."""
-    with tempfile.TemporaryDirectory(prefix="botplane-bench-") as folder:
-        state = Path(folder)
-        state.chmod(0o711)
-        guard = watchdog.watch_over(state)
-        try:
-            found = cluster.start(state, print, [ROOT / "crds"])
-            server = postgres.start(state)
-            installed = Installation.into(found, server.ensure_database("botplane"))
-            installed.start("operator")
-            installed.wait_for_leader()
-            installed.apply(*PLANS)
-            try:
-                rows = asyncio.run(_measure(installed))
-            except TimeoutError:
-                print(installed.log("operator")[-3000:], file=sys.stderr)
-                raise
-            rows += measured_on_its_own(state, ingestion.measure, month.measure)
-        finally:
-            guard.communicate()
+    with a_state() as state:
+        rows = _of_kubernetes(state)
+    rows += measured_alone(ingestion.measure, month.measure)
     print(f"\n{HEAD}", *rows, sep="\n")
     return 0 if all(row.holds for row in rows) else 1
+
+
+def _of_kubernetes(state: Path) -> list[Row]:
+    found = cluster.start(state, print, [ROOT / "crds"])
+    server = postgres.start(state)
+    installed = Installation.into(found, server.ensure_database("botplane"))
+    installed.start("operator")
+    installed.wait_for_leader()
+    installed.apply(*PLANS)
+    try:
+        return asyncio.run(_measure(installed))
+    except TimeoutError:
+        print(installed.log("operator")[-3000:], file=sys.stderr)
+        raise
 
 
 async def _measure(installed: Installation) -> list[Row]:

@@ -23,28 +23,28 @@ def a_database(server: postgres.Postgres) -> Iterator[str]:
     server.drop_database(name)
 
 
-def measured_on_its_own(
-    state: Path, *measures: Callable[[postgres.Postgres], list[Row]]
-) -> list[Row]:
-    """Measure on a server that has nothing else to do, set up as in production."""
-    folder = state / "alone"
-    folder.mkdir(mode=0o711)
-    server = postgres.start(folder, fsync=True)
-    try:
-        return [row for measure in measures for row in measure(server)]
-    finally:
-        postgres.stop(folder)
-
-
-def run_alone(measure: Callable[[postgres.Postgres], list[Row]]) -> int:
-    """Measure on a server of our own and return 0 when all bars hold."""
+@contextmanager
+def a_state() -> Iterator[Path]:
+    """Return a folder; what was started in it is ended with the block."""
     with tempfile.TemporaryDirectory(prefix="botplane-bench-") as folder:
         state = Path(folder)
         state.chmod(0o711)
         guard = watchdog.watch_over(state)
         try:
-            rows = measured_on_its_own(state, measure)
+            yield state
         finally:
             guard.communicate()
+
+
+def measured_alone(*measures: Callable[[postgres.Postgres], list[Row]]) -> list[Row]:
+    """Measure on a server set up as in production, while nothing else of ours runs."""
+    with a_state() as state:
+        server = postgres.start(state, fsync=True)
+        return [row for measure in measures for row in measure(server)]
+
+
+def run_alone(measure: Callable[[postgres.Postgres], list[Row]]) -> int:
+    """Print what was measured and return 0 when all bars hold."""
+    rows = measured_alone(measure)
     print(HEAD, *rows, sep="\n")
     return 0 if all(row.holds for row in rows) else 1
