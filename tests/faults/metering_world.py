@@ -157,14 +157,11 @@ class World:
 
     def running(self, pod: dict[str, Any]) -> dict[str, Any]:
         """Return a pod as soon as it runs."""
+        return self._in_phase(pod, "Running")
 
-        def runs() -> dict[str, Any] | None:
-            found: dict[str, Any] | None = self.kube.send("GET", path_of(pod))
-            return found if found and found["status"].get("phase") == "Running" else None
-
-        found = until(runs, within=30, what=f"{path_of(pod)} runs")
-        assert found is not None
-        return found
+    def ended(self, pod: dict[str, Any]) -> dict[str, Any]:
+        """Return a pod as soon as it has ended by itself."""
+        return self._in_phase(pod, "Succeeded")
 
     def gone(self, pod: dict[str, Any], within: float = 30) -> None:
         """Wait until a pod is gone."""
@@ -179,6 +176,15 @@ class World:
         """Say whether a pod is gone or carries no finalizer; its kubelet may still hold it."""
         found = self.kube.send("GET", path_of(pod))
         return found is None or not found["metadata"].get("finalizers")
+
+    def _in_phase(self, pod: dict[str, Any], phase: str) -> dict[str, Any]:
+        def found() -> dict[str, Any] | None:
+            there: dict[str, Any] | None = self.kube.send("GET", path_of(pod))
+            return there if there and there["status"].get("phase") == phase else None
+
+        there = until(found, within=30, what=f"{path_of(pod)} is {phase}")
+        assert there is not None
+        return there
 
     def left(self) -> int:
         """Return how many pods are left in the tenants' namespaces."""
