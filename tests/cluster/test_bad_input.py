@@ -108,6 +108,10 @@ MALFORMED = {
         "spec.prices[0].tiers[0].unitPrice",
     ),
     "two prices of one meter": (changed(PLAN, "spec.prices", [PRICE, PRICE]), "spec.prices[1]"),
+    "a cap on each trade where losses count": (
+        changed(PLAN, "spec.commission", {"netting": "Period", "capPerTrade": "5"}),
+        "spec.commission.capPerTrade",
+    ),
     "an unknown price model": (
         changed(PLAN, "spec.prices", [PRICE | {"model": "Guess"}]),
         "spec.prices[0].model",

@@ -262,7 +262,18 @@ class PlanSpec(APIModel):
     HalfUp away from zero, as some laws want it. Default HalfEven."""
     minimum_commitment: Money = "0"
     """Least amount of usage charges per billing period. Default `0`."""
-    commission: Commission = Commission()
+    commission: Annotated[
+        Commission,
+        Field(
+            json_schema_extra=validations(
+                cel(
+                    "!has(self.capPerTrade) || self.netting == 'None'",
+                    "must not be given with `netting`, where no single trade pays",
+                    ".capPerTrade",
+                )
+            )
+        ),
+    ] = Commission()
     """Commission on winning trades. Default none."""
     rpc: PlanRPC = PlanRPC()
     """RPC service that the plan includes."""
