@@ -99,6 +99,19 @@ def test_month_by_month_and_all_at_once_are_the_same(
     assert reconcile(conn, at("2026-10-01"), JAN) == []
 
 
+def test_draft_of_a_running_period_tells_of_its_trades_so_far(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    trade(conn, acme, ("2026-12-02", "100"))
+    bill(conn, NOV, at("2026-12-03"))
+
+    draft = invoice(conn, "acme", "2026-12", at("2026-12-03"))
+
+    [line] = [line for line in draft.lines if line.kind == "commission"]
+    said = {name: line.detail[name] for name in ("net", "cumulative", "markBefore", "mark")}
+    assert said == {"net": "100", "cumulative": "400", "markBefore": "600", "mark": "600"}
+
+
 def test_period_without_trades_keeps_the_mark(conn: psycopg.Connection[Any], acme: UUID) -> None:
     bill(conn, NOV, DEC, JAN, at("2027-02-02"))
     trade(conn, acme, ("2027-02-05", "50"))
