@@ -48,6 +48,7 @@ async def _measure(installed: Installation) -> list[Row]:
             await latency.tenants(client),
             await latency.bots(client),
             await latency.drift(client),
+            await latency.handover(client, installed),
             await admission.admission(client, installed.cluster, 1),
             await admission.admission(client, installed.cluster, 16),
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from botplane.tenants import manifests as tenant_manifests
 from botplane.tenants.policy import entitlements
 from tests.bench.client import BenchClient
 from tests.bench.rows import Row
+from tests.support.controlplane.waiting import until
 from tests.support.declared import FACILITIES
 from tests.support.fixtures import PLANS
-from tests.support.installation import MASTER_KEY, ROOT
+from tests.support.installation import MASTER_KEY, ROOT, Installation
 from tests.support.world import a_bot, a_name, a_tenant
 
 ROUNDS = 30
@@ -92,6 +94,22 @@ async def drift(client: BenchClient) -> Row:
         took.append(asyncio.get_running_loop().time() - started)
     what = f"NetworkPolicy deleted by hand -> back, p50 of {ROUNDS}"
     return Row(what=what, floor=None, measured=statistics.median(took), bar=0.2)
+
+
+async def handover(client: BenchClient, installed: Installation) -> Row:
+    """The leader of two is stopped until the other one has written; one is left."""
+    name = a_name("bench")
+    installed.start_second_operator()
+    waits = partial(installed.answers, "operator-second", "readyz")
+    await asyncio.to_thread(until, waits, within=60, what="the second one waits")
+    started = asyncio.get_running_loop().time()
+    await asyncio.to_thread(installed.stop, "operator")
+    await client.create(a_tenant(name))
+    took = await client.arrival("RoleBinding", f"tenant-{name}", "botplane-operator") - started
+    installed.start("operator")
+    installed.stop("operator-second")
+    installed.wait_for_leader()
+    return Row(what="leader stopped -> the next one writes", floor=None, measured=took, bar=3.0)
 
 
 async def _timed_writes(client: BenchClient, manifests: list[Manifest]) -> float:
