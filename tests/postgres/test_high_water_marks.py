@@ -16,6 +16,7 @@ from psycopg import errors
 from botplane.billing.proof.store import reconcile
 from botplane.billing.run import billing_run, invoice
 from botplane.billing.store import publish_plan
+from botplane.billing.trades.store import Trade, record_trades
 from botplane.billing.voids.store import VoidTerms, void_invoice
 from botplane.errors import Retryable
 from botplane.tenants.store import register_tenant
@@ -112,6 +113,28 @@ def test_draft_of_a_running_period_tells_of_its_trades_so_far(
     assert said == {"net": "100", "cumulative": "400", "markBefore": "600", "mark": "600"}
 
 
+def test_trade_in_another_currency_counts_at_its_rate(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    in_euro = Trade(
+        tenant_id=acme,
+        trade_id="eur",
+        bot_id=None,
+        closed_at=at("2026-12-05"),
+        pnl=Decimal(100),
+        volume=Decimal(1),
+        currency="EUR",
+        fx_rate=Decimal("1.25"),
+        fx_source="ECB",
+        fx_at=at("2026-12-05"),
+    )
+    record_trades(conn, [in_euro], at("2026-12-05"))
+    bill(conn, NOV, DEC, JAN)
+
+    assert marks(conn)[2:] == [("2026-12", 925, 925)]
+    assert commissions(conn)["2026-12"] == 3250
+
+
 def test_period_without_trades_keeps_the_mark(conn: psycopg.Connection[Any], acme: UUID) -> None:
     bill(conn, NOV, DEC, JAN, at("2027-02-02"))
     trade(conn, acme, ("2027-02-05", "50"))
@@ -203,6 +226,21 @@ def test_void_period_is_billed_again_by_the_same_mark(conn: psycopg.Connection[A
 
     assert stand.commission == 20
     assert (marks(conn), commissions(conn)) == (KEPT, BILLED)
+
+
+def test_mark_of_a_void_period_is_not_gone_on_from(
+    conn: psycopg.Connection[Any], acme: UUID
+) -> None:
+    bill(conn, NOV)
+    number = str(invoice(conn, "acme", "2026-10", NOV).number)
+    void_invoice(conn, VoidTerms(invoice_number=number, reason="x"), "ana", NOV)
+    trade(conn, acme, ("2026-10-20", "-500"))
+
+    draft = invoice(conn, "acme", "2026-11", DEC)
+
+    [line] = [line for line in draft.lines if line.kind == "commission"]
+    said = {name: line.detail[name] for name in ("cumulative", "markBefore")}
+    assert said == {"cumulative": "-200", "markBefore": "100"}
     assert reconcile(conn, at("2026-10-01"), JAN) == []
 
 
