@@ -236,6 +236,25 @@ def _invoice_alone(url: str) -> None:
         invoice(mine, "acme", "2026-11", DEC)
 
 
+async def test_late_usage_that_is_written_while_earlier_is_corrected_is_not_lost(
+    conn: psycopg.Connection[Any], migrated: str, acme: UUID
+) -> None:
+    calls(conn, acme, LATE, 50_000)
+    complete_until(conn, DEC)
+    with psycopg.connect(migrated) as writer:
+        calls(writer, acme, LATE, 50_400)
+        billing = threading.Thread(target=lambda: _invoice_alone(migrated))
+        billing.start()
+        await until(lambda: waits_for_a_lock(conn) or not billing.is_alive(), seconds=20)
+        writer.commit()
+        billing.join()
+
+    bill(conn, JAN)
+
+    charged = [line.amount_minor for line in corrections(conn, "2026-11")]
+    assert charged + [line.amount_minor for line in corrections(conn, "2026-12")] == [50, 50]
+
+
 def a_note(**more: str) -> NoteTerms:
     terms = {
         "invoice_number": "INV-2026-000001",

@@ -149,14 +149,26 @@ FROM rated_line
 
 -- take_late --
 -- Take the marks of billed periods that the next invoice of a tenant corrects, up to 13 months back.
--- They go before the usage is read: what arrives in between is marked again.
-DELETE FROM late_usage l
-USING unnest(%(tenants)s::uuid[], %(starts)s::timestamptz[]) AS n (tenant_id, starts_at),
-    billing_period b
-WHERE l.tenant_id = n.tenant_id AND b.tenant_id = l.tenant_id AND b.period = l.period
-    AND b.state = 'closed' AND b.ends_at <= n.starts_at
-    AND b.ends_at > n.starts_at - interval '13 months'
-RETURNING l.tenant_id, l.period
+-- They go before the usage is read, and whoever writes usage meanwhile waits and marks again. Who is
+-- writing now found the mark there already: it stays, and the invoice after this one compares again.
+WITH late AS (
+    SELECT l.tenant_id, l.period
+    FROM unnest(%(tenants)s::uuid[], %(starts)s::timestamptz[]) AS n (tenant_id, starts_at)
+    JOIN late_usage l ON l.tenant_id = n.tenant_id
+    JOIN billing_period b ON b.tenant_id = l.tenant_id AND b.period = l.period
+    WHERE b.state = 'closed' AND b.ends_at <= n.starts_at
+        AND b.ends_at > n.starts_at - interval '13 months'
+),
+unwritten AS (
+    SELECT b.tenant_id, b.period
+    FROM late JOIN billing_period b ON b.tenant_id = late.tenant_id AND b.period = late.period
+    FOR UPDATE OF b SKIP LOCKED
+),
+taken AS (
+    DELETE FROM late_usage l USING unwritten u
+    WHERE l.tenant_id = u.tenant_id AND l.period = u.period
+)
+SELECT tenant_id, period FROM late
 
 -- rate_corrections --
 -- The lines of billed periods that were not right, on the next invoices of their tenants.
