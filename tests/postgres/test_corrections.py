@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -25,7 +25,7 @@ from botplane.billing.adjustments.store import (
 )
 from botplane.billing.invoices import Line
 from botplane.billing.run import billing_run, invoice
-from botplane.billing.store import publish_plan
+from botplane.billing.store import prepare, publish_plan
 from botplane.errors import Rejected
 from botplane.tenants.store import register_tenant
 from tests.support.billing import (
@@ -253,6 +253,28 @@ async def test_late_usage_that_is_written_while_earlier_is_corrected_is_not_lost
 
     charged = [line.amount_minor for line in corrections(conn, "2026-11")]
     assert charged + [line.amount_minor for line in corrections(conn, "2026-12")] == [50, 50]
+
+
+def test_usage_that_is_written_while_its_period_ends_and_is_billed_is_not_lost(
+    conn: psycopg.Connection[Any], migrated: str
+) -> None:
+    # Years ahead, so that the clock of Postgres is in the period that still runs.
+    end, later = at("2090-11-01"), at("2090-12-01T01:00:00Z")
+    publish_plan(conn, a_plan(prices=[GRADUATED]), at("2090-10-01"))
+    account = an_account(subscription_start=at("2090-10-01"))
+    register_tenant(conn, account, at("2090-10-01"))
+    prepare(conn, end)
+    complete_until(conn, end - timedelta(seconds=5))
+
+    with psycopg.connect(migrated) as writer:
+        calls(writer, account.tenant_id, end - timedelta(seconds=10), 200_000)
+        bill(conn, end + timedelta(minutes=1))
+        writer.commit()
+    bill(conn, end + timedelta(hours=1))
+    bill(conn, later)
+
+    totals = conn.execute("SELECT sum(total_minor)::bigint FROM invoice").fetchone()
+    assert totals == (200,)
 
 
 def a_note(**more: str) -> NoteTerms:
