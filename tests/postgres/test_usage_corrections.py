@@ -262,6 +262,31 @@ async def test_two_at_once_do_not_take_away_more_than_was_used(
     assert left == (Decimal(1999),)
 
 
+async def test_correction_beside_the_last_invoice_is_on_it_or_refused(
+    conn: psycopg.Connection[Any], migrated: str, acme: UUID
+) -> None:
+    bill(conn, NOV)
+    close_tenant(conn, acme, at("2026-11-20"))
+    complete_until(conn, DEC)
+    refused: list[str] = []
+
+    def correct_alone() -> None:
+        with psycopg.connect(migrated, autocommit=True) as mine:
+            try:
+                correct(mine, DEC)
+            except Rejected as error:
+                refused.append(error.reason)
+
+    correcting = threading.Thread(target=correct_alone)
+    with psycopg.connect(migrated) as biller, biller.transaction():
+        billing_run(biller, DEC)
+        correcting.start()
+        await until(lambda: waits_for_a_lock(conn) or not correcting.is_alive(), seconds=20)
+    correcting.join()
+
+    assert refused == ["NoPeriod"]
+
+
 @pytest.mark.usefixtures("acme")
 def test_forecast_does_not_foresee_corrections(conn: psycopg.Connection[Any]) -> None:
     now = at("2026-10-28")

@@ -88,13 +88,15 @@ WHERE tenant_id = %(tenant_id)s AND starts_at <= %(occurred_at)s AND ends_at > %
 FOR NO KEY UPDATE
 
 -- coming_invoice --
--- What is not billed yet and can have usage of a period: itself, or one that takes its late usage.
+-- What is not billed yet and can have usage of a period: itself, or one that takes its late usage. The
+-- last of them, which seldom is being billed; whoever does is waited for.
 SELECT n.period FROM billing_period b
 JOIN billing_period n ON n.tenant_id = b.tenant_id AND n.state <> 'closed'
     AND (n.period = b.period
         OR b.ends_at <= n.starts_at AND b.ends_at > n.starts_at - interval '13 months')
 WHERE b.tenant_id = %(tenant_id)s AND b.period = %(period)s
-LIMIT 1
+ORDER BY n.starts_at DESC LIMIT 1
+FOR KEY SHARE OF n
 
 -- used --
 -- What a meter counted until now while the prices of a moment were the same.
