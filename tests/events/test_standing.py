@@ -38,8 +38,10 @@ from tests.support.billing import (
     at,
     per_hour,
     record_runs,
+    waits_for_a_lock,
 )
 from tests.support.random_usage import END, a_world
+from tests.support.until import until
 
 NOW = at("2026-11-10T12:00:00Z")
 CALLS = {"meter": "rpc_calls", "model": "PerUnit", "included": "100", "tiers": [{"unitPrice": "1"}]}
@@ -355,6 +357,29 @@ def test_bots_are_suspended_after_notice_and_resume_in_the_next_period(
     december = at("2026-12-01T00:01:00Z")
     enforce_limits(conn, [standing_of(conn, "acme", december)], december)
     assert blocked(conn) == {}
+
+
+async def test_prices_that_change_while_standings_are_read_do_not_free_who_is_blocked(
+    conn: psycopg.Connection[Any], migrated: str, acme: TenantAccount
+) -> None:
+    call(conn, acme.tenant_id, "150")
+    enforce_limits(conn, [standing_of(conn, "acme", NOW)], NOW)
+    later = NOW + timedelta(minutes=20)
+
+    def read_and_enforce() -> None:
+        with psycopg.connect(migrated, autocommit=True) as mine:
+            enforce_limits(mine, standings(mine, later)[0].values(), later)
+
+    reading = threading.Thread(target=read_and_enforce)
+    with psycopg.connect(migrated, autocommit=True) as other:
+        with conn.transaction():
+            conn.execute("LOCK source_watermark")  # which is read after the terms
+            reading.start()
+            await until(lambda: waits_for_a_lock(other), seconds=20)
+            publish_plan(other, a_plan(prices=[per_hour("0.07"), CALLS]), later)
+        reading.join()
+
+    assert open_blocks(conn, later) == {acme.tenant_id: {"spend": LimitState.SUSPENDED}}
 
 
 @pytest.mark.parametrize(

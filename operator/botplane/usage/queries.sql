@@ -77,6 +77,10 @@ WHERE b.tenant_id = ANY(%(tenants)s) AND b.starts_at <= %(now)s AND b.ends_at > 
 -- build_segments --
 SELECT build_segments(%(tenants)s::uuid[], %(periods)s::text[])
 
+-- one_moment --
+-- Prices that change meanwhile drop the totals: what is read after them would be nothing used.
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ
+
 -- read_at_once --
 -- Enough for the sums of ten thousand tenants to stay out of temporary files; and all of a table is
 -- read at once, not row by row.

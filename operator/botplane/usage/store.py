@@ -114,6 +114,7 @@ def standings(
     with translated_errors():
         _build_totals(conn, names)
         with conn.transaction():
+            conn.execute(SQL["one_moment"])
             if tenants is None:
                 conn.execute(SQL["read_at_once"])
             terms = conn.cursor(row_factory=dict_row).execute(SQL["terms"], names).fetchall()
