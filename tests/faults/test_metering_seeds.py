@@ -12,14 +12,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
+from botplane.metering.evidence import read_pod
+from botplane.metering.policy import Sight
 from botplane.metering.reconcile import RELEASE_AT_ONCE
+from botplane.metering.store import Look, MeteringStore
 from tests.faults import seeded
 from tests.faults.lives import WEEK, Script, populate
-from tests.faults.play import Play, Wires, seconds
+from tests.faults.play import Play, Wires, Worker, seconds
 from tests.faults.rehearsal import WHOLE
+from tests.faults.stand_in import EPOCH
 from tests.support.controlplane.postgres import Postgres
 
 SEEDS = 200 if WHOLE else 20
@@ -77,3 +82,31 @@ def test_a_burst_of_ends_is_billed_and_let_go_with_one_write_each(wires: Wires) 
         assert [[row.stretch for row in found[life.uid]] for life in play.script.lives] == [
             life.true for life in play.script.lives
         ]
+
+
+def test_a_run_that_a_slow_metering_opens_after_its_pod_was_taken_for_gone_is_closed(
+    wires: Wires,
+) -> None:
+    with Play.of(0, wires) as play:
+        play.script = Script(play.server, play.script.dice, None)
+        populate(play.script, 1, 0, among=("is freed",))
+        slow, [life] = play.workers[0], play.script.lives
+        [(_, start, end, _)] = life.true
+        play.script.play(start - 1)
+        slow.step()
+        play.script.play(start)
+        pod = read_pod(next(iter(play.server.objects.values())))
+        assert pod.account is not None
+        look = Look(pod=pod, account=pod.account, sight=Sight(at=EPOCH + timedelta(seconds=start)))
+        play.script.play(WEEK)
+        fast = Worker(play, play.script.dice)
+        fast.step()
+        MeteringStore(slow.line).settle([look], EPOCH)  # type: ignore[arg-type]
+        slow.die(WEEK)
+
+        play.script.play(2 * WEEK)
+        assert [fast.step() for _ in range(2)] == [True, True]  # it lists anew
+        fast.die(0)
+
+        [row] = play.billed()[life.uid]
+        assert start <= row.stretch[2] <= end

@@ -99,8 +99,13 @@ WITH closed AS (
 SELECT count(*) FROM closed;
 
 -- unsettled_pods --
--- Pods that have not been released as far as this database knows.
-SELECT kind, tenant_id, pod_uid, namespace, name FROM pod WHERE settled_at IS NULL;
+-- Pods that have not been released as far as this database knows, and those that were, of which a
+-- slower metering has opened a run since.
+SELECT kind, tenant_id, pod_uid, namespace, name FROM pod WHERE settled_at IS NULL
+UNION ALL
+SELECT p.kind, p.tenant_id, p.pod_uid, p.namespace, p.name FROM pod p
+WHERE p.settled_at IS NOT NULL AND (p.tenant_id, p.pod_uid) IN (
+    SELECT i.tenant_id, i.pod_uid FROM runtime_interval i WHERE i.ended_at IS NULL);
 
 -- see_running --
 -- Note that runs were still going on: the bound of what a lost end can cost.
