@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 import zipfile
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +24,15 @@ from botplane.billing.store import publish_plan
 from botplane.cli import app
 from botplane.errors import Rejected
 from botplane.tenants.store import close_tenant, register_tenant
-from tests.support.billing import a_plan, an_account, at, complete_until, record_usage
+from tests.support.billing import (
+    a_plan,
+    an_account,
+    at,
+    complete_until,
+    record_usage,
+    waits_for_a_lock,
+)
+from tests.support.until import until
 
 NOW = at("2026-12-02")
 ACME, BETA = an_account(organization_name="Acme Söhne"), an_account("beta")
@@ -79,6 +88,31 @@ def test_export_has_every_row_of_the_tenant_and_none_of_others(
 
 def test_same_data_make_the_same_archive(two: psycopg.Connection[Any]) -> None:
     assert exported(two, "acme") == exported(two, "acme")
+
+
+async def test_export_beside_a_billing_run_is_of_one_moment(
+    two: psycopg.Connection[Any], migrated: str
+) -> None:
+    files: dict[str, bytes] = {}
+
+    def export_alone() -> None:
+        with psycopg.connect(migrated, autocommit=True) as mine:
+            files.update(exported(mine, "acme"))
+
+    exporting = threading.Thread(target=export_alone)
+    with psycopg.connect(migrated, autocommit=True) as biller:
+        complete_until(biller, at("2027-01-02"))
+        with two.transaction():
+            two.execute("LOCK ingest_key")  # which is read after the periods, before the invoices
+            exporting.start()
+            await until(lambda: waits_for_a_lock(biller), seconds=20)
+            billing_run(biller, at("2027-01-02"))
+        exporting.join()
+
+    periods = [json.loads(line) for line in files["billing_period.ndjson"].splitlines()]
+    invoices = [json.loads(line) for line in files["invoice.ndjson"].splitlines()]
+    closed = {row["period"] for row in periods if row["state"] == "closed"}
+    assert {row["period"] for row in invoices} == closed
 
 
 def test_erasure_needs_a_tenant_that_is_closed_and_billed(two: psycopg.Connection[Any]) -> None:

@@ -13,6 +13,7 @@ from botplane.billing import store as invoices
 from botplane.billing.adjustments.store import Order, granting, record
 from botplane.billing.documents import render_json
 from botplane.errors import Rejected
+from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 
 if TYPE_CHECKING:
@@ -36,15 +37,16 @@ def export_tenant(conn: Connection[Any], tenant: str, target: IO[bytes], now: da
         Rejected: There is no such tenant.
     """
     order = Order(tenant=tenant, actor="", now=now)
-    with granting(conn, order, "The export") as (tenant_id, _):
-        conn.execute("SET TRANSACTION READ ONLY")
-        manifest: dict[str, dict[str, Any]] = {}
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, lines in _files(conn, tenant_id):
-                manifest[name] = _write(archive, name, lines)
-            for name, text in _documents(conn, tenant, tenant_id, now):
-                manifest[name] = _write(archive, name, iter([text]))
-            _write(archive, "manifest.json", iter([json.dumps(manifest, indent=2)]))
+    with translated_errors(), conn.transaction():
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        with granting(conn, order, "The export") as (tenant_id, _):
+            manifest: dict[str, dict[str, Any]] = {}
+            with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, lines in _files(conn, tenant_id):
+                    manifest[name] = _write(archive, name, lines)
+                for name, text in _documents(conn, tenant, tenant_id, now):
+                    manifest[name] = _write(archive, name, iter([text]))
+                _write(archive, "manifest.json", iter([json.dumps(manifest, indent=2)]))
 
 
 def _files(conn: Connection[Any], tenant_id: UUID) -> Iterator[tuple[str, Iterator[str]]]:
