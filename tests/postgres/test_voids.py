@@ -34,15 +34,18 @@ from botplane.billing.store import publish_plan
 from botplane.billing.voids.store import VoidTerms, void_invoice
 from botplane.errors import Rejected, Retryable
 from botplane.tenants.store import register_tenant
+from botplane.usage.forecast.store import forecast_pass
 from tests.support.billing import (
     a_plan,
     an_account,
     at,
     complete_until,
     record_usage,
+    waits_for_a_lock,
     whole_content,
 )
 from tests.support.cut_connection import CutConnection
+from tests.support.until import until
 
 OCT, NOV, DEC, JAN = at("2026-10-01"), at("2026-11-02"), at("2026-12-02"), at("2027-01-02")
 DAY = timedelta(days=1)
@@ -202,6 +205,33 @@ def test_expiry_is_taken_back_where_a_void_gives_the_credit_a_period_to_pay(
     assert expired(conn) == {"more": 11930}
     assert balances(conn)["credit_given"] == 11070
     prove(conn, DEC)
+
+
+async def test_forecast_is_judged_by_the_invoice_that_replaces_one_voided_meanwhile(
+    conn: psycopg.Connection[Any], migrated: str, acme: UUID
+) -> None:
+    conn.execute(
+        "INSERT INTO forecast VALUES (%s, '2026-10', 50, '2026-10-16', 100, 90, 110, 100)", [acme]
+    )
+
+    def fill_alone() -> None:
+        with psycopg.connect(migrated, autocommit=True) as mine:
+            forecast_pass(mine, NOV)
+
+    filling = threading.Thread(target=fill_alone)
+    with psycopg.connect(migrated) as voider:
+        with voider.transaction():
+            void(voider)
+            filling.start()
+            await until(lambda: waits_for_a_lock(conn), seconds=20)
+        filling.join()
+    calls(conn, acme, "2026-10-06", 50)
+    bill(conn, NOV)
+    forecast_pass(conn, NOV)
+
+    assert conn.execute("SELECT actual_minor FROM forecast").fetchone() == (
+        issued(conn).subtotal_minor,
+    )
 
 
 def test_written_off_invoice_that_is_void_suspends_nobody(

@@ -165,6 +165,14 @@ CROSS JOIN LATERAL (SELECT power(10::numeric, c.minor_units) AS minors) AS m
 ORDER BY k.tenant_id, k.period
 ON CONFLICT DO NOTHING
 
+-- lock_fillable --
+-- On its own: a statement that waits for somebody who makes the invoice void still sees it as it was.
+SELECT FROM forecast f
+WHERE f.actual_minor IS NULL AND EXISTS (SELECT FROM invoice i WHERE i.tenant_id = f.tenant_id
+    AND i.period = f.period AND i.status NOT IN ('draft', 'void'))
+ORDER BY f.tenant_id, f.period, f.percent
+FOR NO KEY UPDATE
+
 -- fill_actuals --
 UPDATE forecast f SET actual_minor = a.minor
 FROM (

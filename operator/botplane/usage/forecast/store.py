@@ -130,6 +130,7 @@ def forecast_pass(conn: Connection[Any], now: datetime) -> dict[UUID, Forecast]:
     with translated_errors(), conn.transaction():
         if kept:
             conn.execute(SQL["keep"], _columns(kept))
+        conn.execute(SQL["lock_fillable"])
         conn.execute(SQL["fill_actuals"])
     return found
 
