@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -15,6 +16,7 @@ from psycopg import errors
 
 from botplane.billing.adjustments.store import NoteTerms, Order, issue_credit_note
 from botplane.billing.payments.fake import FakeProcessor, Fault
+from botplane.billing.payments.policy import Result
 from botplane.billing.payments.run import collect, receive_webhook
 from botplane.billing.payments.store import (
     overdue_tenants,
@@ -266,6 +268,45 @@ def test_two_runs_at_once_collect_once(conn: psycopg.Connection[Any], migrated: 
 
     assert (status(conn), attempts(conn)) == ("paid", [("succeeded",)])
     assert len(processor.captured) == 1
+
+
+@dataclass
+class Slow(FakeProcessor):
+    """Lets other things happen before it answers the first look-up."""
+
+    meanwhile: Callable[[], None] = lambda: None
+
+    def lookup(self, invoice_id: UUID) -> Sequence[Result]:
+        """Return what was decided about an invoice, later."""
+        first, self.meanwhile = self.meanwhile, lambda: None
+        first()
+        return super().lookup(invoice_id)
+
+
+@pytest.mark.usefixtures("acme")
+def test_attempt_that_another_run_has_just_made_is_not_taken_for_a_lost_old_one(
+    conn: psycopg.Connection[Any], migrated: str
+) -> None:
+    december, new_card = at("2026-12-02T09:00:00Z"), at("2026-12-04T09:00:00Z")
+    later = december + 2 * DAY
+    complete_until(conn, december)
+    assert billing_run(conn, december).billed == 1
+    processor = Slow(declines={"card_ok": "insufficient_funds"})
+    processor.faults = [Fault.LOST_ANSWER, Fault.LOST_ANSWER]
+    assert collect(conn, processor, december).unanswered == 2
+
+    def another_run() -> None:
+        with psycopg.connect(migrated, autocommit=True) as other:
+            collect(other, processor, later)
+            set_payment_method(other, replace(ORDER, now=new_card), "cus_1", "new_card")
+            processor.faults = [Fault.LOST_REQUEST, Fault.LOST_REQUEST]
+            collect(other, processor, later)
+
+    processor.meanwhile = another_run
+    collect(conn, processor, later)
+    collect(conn, processor, later + timedelta(hours=1))
+
+    assert attempts(conn) == 2 * [("failed",)] + 2 * [("succeeded",)]
 
 
 def a_webhook(invoice_id: UUID, event_id: str, kind: str = "payment_intent.succeeded") -> bytes:

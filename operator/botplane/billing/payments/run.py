@@ -133,14 +133,13 @@ def _resolve(
     What the processor does not know is sent again under the same key while it remembers keys;
     after that it has not happened.
     """
-    charge = store.open_charge(conn, invoice)
-    if charge is None:
-        return
+    charge, last = store.open_charge(conn, invoice), invoice.unpaid.attempts[-1]
+    if charge is None or charge.attempt_no != last.attempt_no:
+        return  # a run beside this one has found it out, or has begun the next attempt
     key = (invoice.tenant_id, invoice.invoice_id)
     if charge.attempt_no in _adopt(conn, processor, key, now):
         return
-    began = invoice.unpaid.attempts[-1].created_at
-    if now < began + KEY_LIFETIME:
+    if now < last.created_at + KEY_LIFETIME:
         _send(conn, processor, charge, now)
         return
     lost = Result(
