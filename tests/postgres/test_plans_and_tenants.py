@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -13,7 +14,15 @@ from botplane.billing.pricebook import METERS
 from botplane.billing.store import publish_plan
 from botplane.errors import Rejected, Retryable
 from botplane.tenants.store import close_tenant, register_tenant
-from tests.support.billing import a_plan, an_account, at, per_hour, whole_content
+from tests.support.billing import (
+    a_plan,
+    an_account,
+    at,
+    per_hour,
+    waits_for_a_lock,
+    whole_content,
+)
+from tests.support.until import until
 
 NOW = at("2026-11-10T09:00:00.123456Z")
 
@@ -179,6 +188,27 @@ def test_name_of_a_closed_tenant_is_free(conn: psycopg.Connection[Any]) -> None:
     with pytest.raises(Rejected) as refused:
         register_tenant(conn, first, NOW)
     assert refused.value.reason == "TenantClosed"
+
+
+async def test_tenant_that_is_closed_while_it_is_registered_is_closed(
+    conn: psycopg.Connection[Any], migrated: str
+) -> None:
+    publish_plan(conn, a_plan(), NOW)
+    account = an_account()
+
+    def close_alone() -> None:
+        with psycopg.connect(migrated, autocommit=True) as mine:
+            close_tenant(mine, account.tenant_id, NOW)
+
+    closing = threading.Thread(target=close_alone)
+    with psycopg.connect(migrated) as other:
+        with other.transaction():
+            register_tenant(other, account, NOW)
+            closing.start()
+            await until(lambda: waits_for_a_lock(conn) or not closing.is_alive(), seconds=20)
+        closing.join()
+
+    assert [end for _, _, end in phases(conn)] == [NOW.replace(microsecond=0)]
 
 
 def test_closing_twice_or_a_stranger_changes_nothing(conn: psycopg.Connection[Any]) -> None:

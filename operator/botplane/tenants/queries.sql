@@ -2,6 +2,10 @@
 -- Currency of a plan, if it is published.
 SELECT currency FROM plan WHERE plan = %(plan)s
 
+-- lock_account --
+-- Of a tenant that is being registered there is no row yet that its closing could wait for.
+SELECT pg_advisory_xact_lock(hashtextextended('tenant/' || %(tenant_id)s::text, 0))
+
 -- fixed_terms --
 -- What a tenant was registered with and cannot change, its limit, and when it closed.
 SELECT currency, time_zone, anchor_day, spend_limit, closed_at FROM tenant

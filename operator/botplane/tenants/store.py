@@ -44,6 +44,7 @@ def register_tenant(conn: Connection[Any], account: TenantAccount, now: datetime
         ),
     }
     with translated_errors(verdicts), conn.transaction():
+        conn.execute(SQL["lock_account"], {"tenant_id": account.tenant_id})
         _check_plan(conn, account)
         limit = _check_fixed_terms(conn, account)
         row = asdict(account) | {"now": now}
@@ -62,6 +63,7 @@ def close_tenant(conn: Connection[Any], tenant_id: UUID, now: datetime) -> None:
     moment = now.replace(microsecond=0)
     row = {"tenant_id": tenant_id, "now": moment, "ends_at": moment}
     with translated_errors(), conn.transaction():
+        conn.execute(SQL["lock_account"], row)
         if conn.execute(SQL["close_tenant"], row).rowcount:
             conn.execute(SQL["drop_phase"], row)
             conn.execute(SQL["end_phase"], row)
