@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import subprocess
 import threading
+from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -42,9 +43,11 @@ from tests.support.billing import (
     complete_until,
     record_runs,
     record_usage,
+    waits_for_a_lock,
     whole_content,
 )
 from tests.support.cut_connection import CutConnection
+from tests.support.until import until
 
 START, NOW = at("2026-01-01"), at("2027-04-10")
 """The invoice of March 2027 may still correct January of the year before; that of April cannot."""
@@ -422,6 +425,52 @@ def test_second_archive_at_once_is_told_to_wait(
             archive(conn, tmp_path, NOW)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("acme")
+def test_archive_that_goes_on_after_a_month_has_gone_leaves_its_file_alone(
+    conn: psycopg.Connection[Any], migrated: str, tmp_path: Path
+) -> None:
+    billed(conn, NOW)
+    slow = archive_usage(conn, tmp_path, "ana", NOW)
+    next(slow)
+    with psycopg.connect(migrated, autocommit=True) as other:
+        written = archive(other, tmp_path, NOW)
+        assert prune(other, NOW)
+
+    assert list(slow) == []
+
+    [last] = written
+    assert hashlib.sha256((tmp_path / last.file).read_bytes()).hexdigest() == last.sha256
+
+
+@pytest.mark.usefixtures("acme")
+async def test_month_that_goes_while_it_is_looked_at_is_not_archived_as_empty(
+    conn: psycopg.Connection[Any], migrated: str, tmp_path: Path
+) -> None:
+    billed(conn, NOW)
+    slow = archive_usage(conn, tmp_path, "ana", NOW)
+    next(slow)
+
+    def go_on() -> None:
+        with suppress(Retryable):
+            list(slow)
+
+    going_on = threading.Thread(target=go_on)
+    with (
+        psycopg.connect(migrated, autocommit=True) as other,
+        psycopg.connect(migrated, autocommit=True) as third,
+    ):
+        *_, last = archive(other, tmp_path, NOW)
+        with other.transaction():
+            other.execute("LOCK archived_usage")  # which says what files have
+            going_on.start()
+            await until(lambda: waits_for_a_lock(third), seconds=20)
+            with suppress(Retryable):
+                prune(other, NOW)
+        going_on.join()
+
+    assert hashlib.sha256((tmp_path / last.file).read_bytes()).hexdigest() == last.sha256
 
 
 @pytest.mark.usefixtures("acme")

@@ -2,16 +2,21 @@
 SELECT ensure_periods(%(now)s)
 
 -- months --
--- Months whose time is over and of which no file has all rows.
+-- Months whose time is over and of which no file has all rows; all of them, or whether it is one.
 SELECT m.part, m.relation, m.starts_at, m.ends_at
 FROM months_over(%(now)s) m
 LEFT JOIN archived_usage a ON a.part = m.part
 CROSS JOIN LATERAL month_sums(m.relation, m.starts_at, m.ends_at) s
 WHERE (s.rows, s.quantity) IS DISTINCT FROM (a.rows, a.quantity)
+    AND (%(part)s::text IS NULL OR m.part = %(part)s)
 ORDER BY m.part
 
 -- one_moment --
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ
+
+-- hold --
+-- Before the moment that is read: what is dropped after that would look empty.
+LOCK TABLE ONLY usage_event, ONLY usage_hourly, ONLY runtime_interval IN ACCESS SHARE MODE
 
 -- alone --
 SELECT pg_try_advisory_xact_lock(hashtextextended('archive', 0))

@@ -52,12 +52,15 @@ def archive_usage(
     """
     with translated_errors(), conn.transaction(), conn.cursor(row_factory=dict_row) as cursor:
         conn.execute(SQL["ensure_periods"], {"now": now})
-        months = cursor.execute(SQL["months"], {"now": now}).fetchall()
+        months = cursor.execute(SQL["months"], {"now": now, "part": None}).fetchall()
     for month in months:
         with translated_errors(), conn.transaction():
             conn.execute(SQL["one_moment"])
+            conn.execute(SQL["hold"])
             if conn.execute(SQL["alone"]).fetchone() != (True,):
                 raise Retryable("ArchiveBusy", "Another archive is being written.")
+            if conn.execute(SQL["months"], month | {"now": now}).fetchone() is None:
+                continue  # another archive has written it, and it may have gone since
             conn.execute(SQL["in_utc"])
             name = f"{month['part']}.csv.gz"
             try:
