@@ -230,15 +230,17 @@ def _is_first(last: dict[str, Any] | None, figures: dict[str, Any] | None) -> bo
 
 def _read(conn: Any, now: datetime) -> Reading:
     stands, bots = usage_store.standings(conn, now)
-    notices = usage_store.enforce_limits(conn, stands.values(), now)
-    unpaid = take_untold(conn, now)
-    return Reading(
-        stands=stands,
-        bots=bots,
-        blocks=usage_store.open_blocks(conn, now),
-        overdue=overdue_tenants(conn),
-        warnings=[
-            *((notice.tenant_id, limit_finding(notice)) for notice in notices),
-            *((notice.tenant_id, dunning_finding(notice)) for notice in unpaid),
-        ],
-    )
+    # A warning that was taken is never given again: a round that breaks off takes none.
+    with conn.transaction():
+        notices = usage_store.enforce_limits(conn, stands.values(), now)
+        unpaid = take_untold(conn, now)
+        return Reading(
+            stands=stands,
+            bots=bots,
+            blocks=usage_store.open_blocks(conn, now),
+            overdue=overdue_tenants(conn),
+            warnings=[
+                *((notice.tenant_id, limit_finding(notice)) for notice in notices),
+                *((notice.tenant_id, dunning_finding(notice)) for notice in unpaid),
+            ],
+        )

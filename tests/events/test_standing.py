@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 from collections import Counter
@@ -19,6 +20,7 @@ import pytest
 from botplane.billing.store import publish_plan
 from botplane.metering.events.policy import UsageEvent
 from botplane.metering.events.store import Batch, ingest
+from botplane.postgres import Postgres as OperatorCalls
 from botplane.tenants.accounts import TenantAccount
 from botplane.tenants.store import register_tenant
 from botplane.usage.standing import LimitState, Standing
@@ -357,6 +359,28 @@ def test_bots_are_suspended_after_notice_and_resume_in_the_next_period(
     december = at("2026-12-01T00:01:00Z")
     enforce_limits(conn, [standing_of(conn, "acme", december)], december)
     assert blocked(conn) == {}
+
+
+async def test_warnings_of_a_round_that_breaks_off_are_told_by_the_next(
+    conn: psycopg.Connection[Any], migrated: str, acme: TenantAccount
+) -> None:
+    call(conn, acme.tenant_id, "150")
+    operator = OperatorCalls(migrated, lambda: NOW)
+    with psycopg.connect(migrated) as other:
+        other.execute("LOCK payment_attempt")  # which is read last
+        broken = asyncio.create_task(operator.follow())
+        await until(lambda: waits_for_a_lock(conn), seconds=20)
+        conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        assert await broken is None
+
+    news = await operator.follow()
+    operator.close()
+
+    assert news is not None
+    assert acme.tenant_id in {tenant_id for tenant_id, _ in news.warnings}
 
 
 async def test_prices_that_change_while_standings_are_read_do_not_free_who_is_blocked(
