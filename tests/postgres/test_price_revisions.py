@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -93,6 +94,29 @@ def test_meter_that_gets_a_price_counts_what_was_used_before(conn: psycopg.Conne
     assert sum(meter.cost for meter in stand.meters) == line.exact == Decimal("20.07")
     assert (line.detail["included"], line.detail["billable"]) == ("100", "20")
     assert line.detail["usedBefore"] == "70"
+
+
+def test_volume_price_of_a_plan_does_not_count_what_the_next_plan_has(
+    conn: psycopg.Connection[Any],
+) -> None:
+    tiers = [{"upTo": "100", "unitPrice": "1"}, {"unitPrice": "0.5"}]
+    volume = {"meter": "rpc_calls", "model": "Volume", "tiers": tiers}
+    publish_plan(conn, a_plan(prices=[volume]), at("2026-10-01"))
+    publish_plan(conn, a_plan("pro"), at("2026-10-01"))
+    account = an_account()
+    register_tenant(conn, account, at("2026-10-01"))
+    publish_plan(conn, a_plan(fee="1", prices=[volume]), at("2026-10-10"))
+    register_tenant(conn, replace(account, plan="pro"), at("2026-10-20"))
+    days = {"2026-10-05": 60, "2026-10-15": 30, "2026-10-25": 50}
+    used = [(at(day), "rpc_calls", Decimal(quantity)) for day, quantity in days.items()]
+    record_usage(conn, account.tenant_id, used)
+    now = at("2026-10-31T23:00:00Z")
+
+    stand = standing_of(conn, "acme", now)
+
+    lines = [line for line in invoice(conn, "acme", "2026-10", now).lines if line.meter]
+    assert [line.amount_minor for line in lines] == [6000, 3000]
+    assert sum(meter.cost for meter in stand.meters) == 90
 
 
 @pytest.mark.parametrize(
