@@ -304,6 +304,8 @@ def test_credit_note_lowers_what_is_owed_and_is_issued_once(
     before = whole_content(conn)
     assert issue_credit_note(conn, a_note(), "ana", NOV) == "CN-2026-000001"
 
+    with pytest.raises(Rejected, match="T-1 is another credit note already"):
+        issue_credit_note(conn, a_note(amount="5.00"), "ana", NOV)
     assert whole_content(conn) == before
     assert _balance(conn, "receivable") == 1000
     assert issue_credit_note(conn, a_note(reference="T-2", amount="10.00"), "ana", NOV)

@@ -115,7 +115,8 @@ CROSS JOIN LATERAL (SELECT COALESCE(sum(n.amount_minor), 0)::bigint AS credited_
 WHERE i.number = %(number)s
 
 -- credit_note --
-SELECT number FROM credit_note WHERE tenant_id = %(tenant_id)s AND reference = %(reference)s
+SELECT number, invoice_id, amount_minor FROM credit_note
+WHERE tenant_id = %(tenant_id)s AND reference = %(reference)s
 
 -- insert_credit_note --
 INSERT INTO credit_note (tenant_id, reference, invoice_id, number, reason, amount_minor, tax_minor,

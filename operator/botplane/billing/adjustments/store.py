@@ -231,7 +231,8 @@ def issue_credit_note(conn: Connection[Any], terms: NoteTerms, actor: str, now: 
     It lowers what is owed on the invoice; where that is less, it pays for coming invoices.
 
     Raises:
-        Rejected: There is no such invoice, or it cannot be credited with so much.
+        Rejected: There is no such invoice, it cannot be credited with so much, or the reference
+            belongs to another note.
     """
     with translated_errors(), conn.transaction():
         asked = {"number": terms.invoice_number}
@@ -241,10 +242,15 @@ def issue_credit_note(conn: Connection[Any], terms: NoteTerms, actor: str, now: 
         if invoice is None:
             raise no_such_invoice(terms.invoice_number)
         row = vars(terms) | vars(invoice) | {"now": now}
+        amount = to_minor(terms.amount, invoice.currency)
         known = conn.execute(SQL["credit_note"], row).fetchone()
         if known is not None:
+            if known[1:] != (invoice.invoice_id, amount):
+                raise Rejected(
+                    "ReferenceUsed", f"{terms.reference} is another credit note already."
+                )
             return str(known[0])
-        note = credit_note(invoice, to_minor(terms.amount, invoice.currency))
+        note = credit_note(invoice, amount)
         number = insert_note(conn, note, row)
         entered = row | {"txn_key": f"note/{number}", "amount_minor": note.amount_minor}
         post(conn, entered, note.entries)
