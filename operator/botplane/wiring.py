@@ -278,14 +278,13 @@ class Operator:
         metrics.WATCH_EVENTS.labels(kind).inc()
         if kind in KINDS:
             key = Key(*ref_of(body))
-            uid = body["metadata"]["uid"]
             gone = event == "DELETED"
-            found = self._objects.forget(key, uid) if gone else self._objects.observe(body)
+            found = self._objects.deleted(body) if gone else self._objects.observe(body)
             if found is not None:
                 self._note_object(key, event)
             return
         if event == "DELETED":
-            owner = self._children.forget(ref_of(body), body["metadata"]["uid"])
+            owner = self._children.deleted(body)
             owners = [] if owner is None else [owner]
         else:
             owners = self._children.observe(body)

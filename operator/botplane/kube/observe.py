@@ -14,6 +14,7 @@ from sys import intern
 from typing import Any, Self
 
 from botplane.api.labels import TENANT, TENANT_UID, tenant_namespace
+from botplane.kube.deletions import Deletions
 from botplane.kube.drift import canonical, digest_of, form, holds, seal_of
 from botplane.kube.foreign import is_said, removals
 from botplane.kube.packing import pack, unpack
@@ -83,6 +84,7 @@ class Children:
         self._places: defaultdict[str, defaultdict[str, set[Ref]]] = defaultdict(_places)
         """By kind and namespace: a list of one namespace must not look at all the others."""
         self._by_owner: dict[Key, set[Ref]] = {}
+        self._deletions = Deletions()
 
     def get(self, ref: Ref) -> Child | None:
         """Return a child, or None when it is not known to exist."""
@@ -110,6 +112,8 @@ class Children:
         if last is not None and int(observed["metadata"]["resourceVersion"]) <= last.version:
             # Older, or our own write that the watch tells of.
             return []
+        if last is None and self._deletions.outdate(observed):
+            return []
         child, text = _child(observed)
         if last is not None and _same(last, child):
             last.version = child.version
@@ -121,6 +125,11 @@ class Children:
         self._store(ref, child)
         owners = {child.owner, None if last is None else last.owner}
         return [owner for owner in owners if owner is not None]
+
+    def deleted(self, last: Manifest) -> Key | None:
+        """Take note of a DELETED event; return the owner of the object if it was known."""
+        self._deletions.note(last)
+        return self.forget(ref_of(last), last["metadata"]["uid"])
 
     def forget(self, ref: Ref, uid: str = "") -> Key | None:
         """Take note that an object (the one with this uid) is gone; return its owner if known."""
@@ -145,6 +154,8 @@ class Children:
         last = self._by_ref.get(ref)
         if last is not None and child.version < last.version:
             # The watch was faster and has told of a later change.
+            return
+        if last is None and self._deletions.outdate(written):
             return
         child.settled = seal_of(desired)
         self._store(ref, child)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from botplane.api.labels import GROUP
+from botplane.kube.deletions import Deletions
 from botplane.kube.drift import canonical, digest
 from botplane.kube.observe import Key
 from botplane.kube.packing import pack, unpack
@@ -35,6 +36,7 @@ class Objects:
         self._seen: dict[Key, Seen] = {}
         self._places: defaultdict[str, dict[str, dict[Key, None]]] = defaultdict(dict)
         """Keys by kind and namespace, in the order in which they came."""
+        self._deletions = Deletions()
 
     def get(self, key: Key) -> Manifest | None:
         """Return an object as last seen: others get the same one, so nobody may change it."""
@@ -66,6 +68,8 @@ class Objects:
         last = self._seen.get(key)
         if last is not None and int(body["metadata"]["resourceVersion"]) <= last.version:
             return None
+        if last is None and self._deletions.outdate(body):
+            return None
         seen = self._seen[key] = _seen(body)
         self._places[key[0]].setdefault(key[1], {})[key] = None
         return None if last is not None and _says_the_same(last, seen) else key
@@ -82,6 +86,11 @@ class Objects:
         expected = last._replace(finalizers=last.finalizers.union(finalizers))
         if _says_the_same(expected, _seen(answer)):
             self.observe(answer)
+
+    def deleted(self, last: Manifest) -> Key | None:
+        """Take note of a DELETED event; return the key if it was known."""
+        self._deletions.note(last)
+        return self.forget(key_of(last), last["metadata"]["uid"])
 
     def forget(self, key: Key, uid: str = "") -> Key | None:
         """Take note that an object is gone; return its key if it was known."""

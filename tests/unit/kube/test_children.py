@@ -59,6 +59,37 @@ def test_the_late_answer_to_our_write_does_not_hide_what_happened_since() -> Non
     assert not children.is_settled(desired)
 
 
+def test_the_late_answer_to_our_write_does_not_bring_back_what_was_deleted_since() -> None:
+    children, desired = Children(), sealed(config())
+    children.observe(seen(desired, 7))
+    children.deleted(seen(desired, 8))
+
+    children.settle(seen(desired, 7), desired)
+
+    assert not children.is_settled(desired)
+
+
+def test_a_list_that_was_on_its_way_does_not_bring_back_what_was_deleted_since() -> None:
+    children, desired = Children(), sealed(config())
+    children.settle(seen(desired, 7), desired)
+    before = children.versions("ConfigMap")
+    children.deleted(seen(desired, 8))
+
+    assert children.difference([seen(desired, 7)], before) == []
+    assert not children.is_settled(desired)
+
+
+def test_what_had_only_left_the_selector_of_a_watch_comes_back() -> None:
+    children, desired = Children(), sealed(config())
+    children.settle(seen(desired, 7), desired)
+    # So a watch tells that a label was taken off; the next pass puts it on again.
+    children.deleted(seen(desired, 8))
+
+    children.settle(seen(desired, 9), desired)
+
+    assert children.is_settled(desired)
+
+
 def test_an_edit_is_told_to_the_owner_and_is_not_settled() -> None:
     children, desired = Children(), sealed(config())
     children.settle(seen(desired, 7), desired)

@@ -153,6 +153,18 @@ def test_what_came_while_a_list_was_under_way_is_not_taken_for_gone() -> None:
     assert objects.get(Key("Tenant", "", "zeta")) is not None
 
 
+def test_a_list_that_was_on_its_way_does_not_bring_back_what_is_gone() -> None:
+    objects = Objects()
+    objects.observe(tenant(1))
+    before = objects.versions("Tenant")
+
+    objects.deleted(tenant(2))
+
+    assert objects.difference([tenant(1)], before) == []
+    assert objects.get(ACME) is None
+    assert objects.observe(tenant(3, uid="u-2")) == ACME
+
+
 def difference(objects: Objects, kind: str, listed: list[dict[str, Any]]) -> list[Key]:
     """Compare with a list during which nothing has happened."""
     return objects.difference(listed, objects.versions(kind))
