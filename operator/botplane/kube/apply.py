@@ -100,7 +100,7 @@ class Applier:
         try:
             await self._client.delete(ref, child.uid)
         except (NotFoundError, ConflictError):
-            self._children.forget(ref)
+            self._children.forget(ref, child.uid)
 
     async def _apply_one(self, manifest: Manifest, *, fresh: bool) -> Rejected | Retryable | None:
         ref = ref_of(manifest)

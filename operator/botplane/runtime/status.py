@@ -54,7 +54,7 @@ class StatusWriter:
                 {**kind, "metadata": meta, "status": status}, "status"
             )
         except NotFoundError:
-            self._objects.forget(key_of(body))
+            self._objects.forget(key_of(body), body["metadata"]["uid"])
             return False
         self._objects.wrote(written)
         await self._tell(body, before, conditions[0])

@@ -11,7 +11,7 @@ from botplane.kube.apply import Applier, Boundary, OutOfBoundsError
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Children, Key
 from botplane.kube.resources import Ref
-from tests.support.api_server import APIServer, failure
+from tests.support.api_server import Address, Answer, APIServer, failure
 
 Served = tuple[APIServer, KubeClient]
 ARB = Key("BotDeployment", "tenant-acme", "arb-1")
@@ -188,6 +188,28 @@ async def test_the_successor_of_a_pruned_object_is_not_deleted(served: Served) -
     await applier.prune(ARB, [], BOUNDARY)
 
     assert api.objects[PLACE]["data"] == {"k": "new"}
+
+
+async def test_the_successor_that_a_watch_tells_before_our_delete_is_answered_stays_known(
+    served: Served,
+) -> None:
+    api, client = served
+    children = Children()
+    applier = Applier(client, children)
+    await applier.apply([child()], BOUNDARY)
+    del api.objects[PLACE]
+
+    def answer(method: str, _address: Address) -> Answer | None:
+        if method == "DELETE":
+            children.observe({"kind": "ConfigMap"} | api.put("configmaps", child()))
+        return None
+
+    api.answer = answer
+    await applier.prune(ARB, [], BOUNDARY)
+
+    successor = children.get(Ref("ConfigMap", "tenant-acme", "arb-1"))
+    assert successor is not None
+    assert successor.uid == api.objects[PLACE]["metadata"]["uid"]
 
 
 async def test_an_object_with_a_forged_owner_is_not_pruned_and_stops_nobody(

@@ -13,7 +13,7 @@ from botplane.kube.client import KubeClient
 from botplane.kube.observe import Key
 from botplane.runtime.objects import Objects
 from botplane.runtime.status import StatusWriter
-from tests.support.api_server import APIServer, failure
+from tests.support.api_server import Address, Answer, APIServer, failure
 
 Served = tuple[APIServer, KubeClient]
 NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
@@ -101,6 +101,25 @@ async def test_an_object_that_is_gone_is_forgotten_and_not_made_again(served: Se
     assert not await world.writer.write(body, READY, {})
     assert world.objects.get(ACME) is None
     assert world.api.objects == {}
+
+
+async def test_the_successor_that_a_watch_tells_before_our_write_is_answered_stays_known(
+    served: Served,
+) -> None:
+    world = World(served)
+    body, gone = world.body, failure(404, "not found")
+    del world.api.objects[PLACE]
+
+    def answer(_method: str, _address: Address) -> Answer:
+        meta = {"name": "acme", "generation": 1}
+        tenant = {"apiVersion": "botplane.io/v1alpha1", "kind": "Tenant", "metadata": meta}
+        assert world.objects.observe(world.api.put("tenants", tenant)) == ACME
+        return gone
+
+    world.api.answer = answer
+
+    assert not await world.writer.write(body, READY, {})
+    assert world.objects.uid(ACME) == world.api.objects[PLACE]["metadata"]["uid"]
 
 
 async def test_a_server_that_fails_is_tried_again(served: Served) -> None:
