@@ -113,12 +113,17 @@ class APIServer:
                 return 409, {"message": "the object has been modified"}
             return 200, self._store(place, body, "put")
         if "json-patch" in request.headers["Content-Type"]:
-            return 200, self._store(place, _patched(there, body), "patch")
+            return self._patched(place, _patched(there, body))
         if address.subresource == "status":
             body = there | {"status": body["status"]}
         elif "status" in there:
             body = body | {"status": there["status"]}
         return 200, self._store(place, body, request.query["fieldManager"])
+
+    def _patched(self, place: tuple[str, str, str], body: Manifest | None) -> tuple[int, Any]:
+        if body is None:
+            return 422, {"message": "the server rejected our request due to an error"}
+        return 200, self._store(place, body, "patch")
 
     def _listed(self, address: Address) -> list[Manifest]:
         wanted = (address.plural, address.namespace)
@@ -177,7 +182,8 @@ def _content(body: Manifest) -> Manifest:
     return body | {"metadata": meta}
 
 
-def _patched(there: Manifest, operations: list[dict[str, Any]]) -> Manifest:
+def _patched(there: Manifest, operations: list[dict[str, Any]]) -> Manifest | None:
+    """Return the object as a JSON Patch makes it; None when a test of the patch fails."""
     body = copy.deepcopy(there)
     for operation in operations:
         *path, last = operation["path"].strip("/").split("/")
@@ -185,10 +191,13 @@ def _patched(there: Manifest, operations: list[dict[str, Any]]) -> Manifest:
         for part in path:
             target = target[part]
         at = int(last) if isinstance(target, list) else last
-        if operation["op"] == "remove":
-            del target[at]
-        else:
-            assert target[at] == operation["value"]
+        match operation["op"]:
+            case "remove":
+                del target[at]
+            case "add":
+                target[at] = operation["value"]
+            case _ if target[at] != operation["value"]:
+                return None
     return body
 
 

@@ -128,12 +128,12 @@ class Applier:
             await self._cleared(ref, cleared)
         written = await self._client.apply(manifest)
         if foreign := foreign_fields(written):
-            written = await self._client.json_patch(ref, removals(written, foreign))
+            written = await self._cleared(ref, removals(written, foreign))
         return written
 
-    async def _cleared(self, ref: Ref, patch: list[dict[str, Any]]) -> None:
+    async def _cleared(self, ref: Ref, patch: list[dict[str, Any]]) -> Manifest:
         try:
-            await self._client.json_patch(ref, patch)
+            return await self._client.json_patch(ref, patch)
         except Rejected as error:
             # The object has changed since it was seen: the next event tells how.
             raise Retryable("WriteConflict", error.message) from error

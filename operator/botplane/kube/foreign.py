@@ -45,9 +45,14 @@ def foreign_fields(observed: Manifest) -> list[Path]:
 
 
 def removals(observed: Manifest, fields: list[Path]) -> list[dict[str, Any]]:
-    """Return the JSON Patch that removes these fields; later list items go first."""
+    """Return the JSON Patch that removes these fields; later list items go first.
+
+    Only from the very version that was seen: in another one an item may have another place, and
+    what somebody has just added would be taken for looked at.
+    """
     pointers = [pointer for path in fields if (pointer := _pointer(observed, path)) is not None]
-    same = {"op": "test", "path": "/metadata/uid", "value": observed["metadata"]["uid"]}
+    version = observed["metadata"]["resourceVersion"]
+    same = {"op": "test", "path": "/metadata/resourceVersion", "value": version}
     return [
         same,
         *(

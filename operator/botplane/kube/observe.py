@@ -186,8 +186,7 @@ class Children:
         fields = [path for path in fields if not is_said(desired, path)]
         if not fields:
             return []
-        same = {"op": "test", "path": "/metadata/resourceVersion", "value": str(child.version)}
-        return [same, *removals({**seen, "metadata": {"uid": child.uid}}, fields)]
+        return removals({**seen, "metadata": {"resourceVersion": str(child.version)}}, fields)
 
     def difference(self, listed: Iterable[Manifest], before: Mapping[Ref, int]) -> list[Key]:
         """Compare with a full list and return the owners of what was not known yet.

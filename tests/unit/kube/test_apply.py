@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -165,6 +166,29 @@ async def test_what_is_being_deleted_is_waited_for(served: Served) -> None:
     error = applied.failed[Ref("ConfigMap", "tenant-acme", "arb-1")]
     assert isinstance(error, Retryable)
     assert error.reason == "ObjectTerminating"
+
+
+async def test_what_others_add_between_our_two_writes_is_not_taken_for_looked_at(
+    served: Served,
+) -> None:
+    api, client = served
+    children = Children()
+    first = api.put("configmaps", child(data={"k": "v", "theirs": "1"}), manager="botplane")
+    theirs = {"manager": "kubectl", "fieldsV1": {"f:data": {"f:theirs": {}}}}
+    told = first | {"metadata": first["metadata"] | {"managedFields": [theirs]}}
+    answers = iter([Answer(200, json.dumps(told).encode())])
+
+    def answer(method: str, _address: Address) -> Answer | None:
+        if method != "PATCH" or (given := next(answers, None)) is None:
+            return None
+        api.put("configmaps", child(data={"k": "v", "theirs": "1", "more": "2"}))
+        return given
+
+    api.answer = answer
+    applied = await Applier(client, children).apply([child(data={"k": "v"})], BOUNDARY)
+
+    assert [error.reason for error in applied.failed.values()] == ["WriteConflict"]
+    assert (await Applier(client, children).apply([child(data={"k": "v"})], BOUNDARY)).changed
 
 
 async def test_what_is_no_longer_desired_goes_and_the_rest_stays(served: Served) -> None:
