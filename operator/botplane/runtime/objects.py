@@ -21,8 +21,10 @@ class Seen(NamedTuple):
     version: int
     uid: str
     intent: str
-    """Hash of what else asks for a pass; the status does not."""
+    """Hash of what else asks for a pass, but for the status."""
     finalizers: frozenset[str]
+    status: str
+    """Hash of the status. One that no pass of ours has wanted last asks for a pass too."""
     ready: str
     told: bool
     """Whether the status speaks of the present generation."""
@@ -37,6 +39,8 @@ class Objects:
         self._places: defaultdict[str, dict[str, dict[Key, None]]] = defaultdict(dict)
         """Keys by kind and namespace, in the order in which they came."""
         self._deletions = Deletions()
+        self._wanted: dict[Key, str] = {}
+        """Hash of the status that the last pass of an object came to."""
 
     def get(self, key: Key) -> Manifest | None:
         """Return an object as last seen: others get the same one, so nobody may change it."""
@@ -72,7 +76,14 @@ class Objects:
             return None
         seen = self._seen[key] = _seen(body)
         self._places[key[0]].setdefault(key[1], {})[key] = None
-        return None if last is not None and _says_the_same(last, seen) else key
+        if last is None or seen.status not in {last.status, self._wanted.get(key)}:
+            return key
+        return None if _says_the_same(last, seen) else key
+
+    def want(self, key: Key, status: Manifest) -> None:
+        """Take note of the status that a pass has come to, before it is written."""
+        if key in self._seen:
+            self._wanted[key] = digest(status)
 
     def wrote(self, answer: Manifest, *finalizers: str) -> None:
         """Take note of the answer to an own write, of the status or of these finalizers.
@@ -98,6 +109,7 @@ class Objects:
         if last is None or (uid and last.uid != uid):
             return None
         del self._seen[key]
+        self._wanted.pop(key, None)
         places = self._places[key[0]]
         del places[key[1]][key]
         if not places[key[1]]:
@@ -160,6 +172,7 @@ def _seen(body: Manifest) -> Seen:
         uid=meta["uid"],
         intent=digest(intent),
         finalizers=frozenset(meta.get("finalizers", ())),
+        status=digest(status),
         ready=ready,
         told=told,
         text=text,

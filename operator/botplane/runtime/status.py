@@ -45,6 +45,7 @@ class StatusWriter:
             "observedGeneration": generation,
             **{k: v for k, v in fields.items() if v is not None},
         }
+        self._objects.want(key_of(body), status)
         if status == before:
             return False
         meta = {k: v for k, v in body["metadata"].items() if k in {"name", "namespace"}}

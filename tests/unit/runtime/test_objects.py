@@ -32,8 +32,40 @@ def test_our_own_status_write_asks_for_no_pass() -> None:
     objects = Objects()
     assert objects.observe(tenant(1)) == ACME
 
+    objects.wrote(tenant(2, status=ready("True")))
+
     assert objects.observe(tenant(2, status=ready("True"))) is None
     assert objects.get(ACME) == tenant(2, status=ready("True"))
+
+
+def test_our_own_status_asks_for_none_though_the_watch_tells_it_before_the_answer() -> None:
+    objects = Objects()
+    objects.observe(tenant(1))
+    objects.want(ACME, ready("True"))
+
+    assert objects.observe(tenant(2, status=ready("True"))) is None
+
+
+def test_a_status_that_another_has_written_asks_for_a_pass() -> None:
+    objects = Objects()
+    objects.observe(tenant(1))
+    objects.want(ACME, ready("True"))
+    objects.wrote(tenant(2, status=ready("True")))
+
+    # Such as the last write of a leader that was late.
+    assert objects.observe(tenant(3, status=ready("False"))) == ACME
+
+
+def test_our_status_of_what_was_taken_back_meanwhile_is_looked_at_again() -> None:
+    objects, suspended = Objects(), {"annotations": {"botplane.io/suspend": "audit"}}
+    objects.observe(meta(tenant(1, status=ready("True")), **suspended))
+    objects.want(ACME, ready("False"))
+    objects.wrote(tenant(3, status=ready("False")))
+
+    # The pass for this change finds its status right: it does not know of our last write yet.
+    assert objects.observe(tenant(2, status=ready("True"))) == ACME
+    objects.want(ACME, ready("True"))
+    assert objects.observe(tenant(3, status=ready("False"))) == ACME
 
 
 def test_a_change_of_spec_finalizers_or_deletion_asks_for_a_pass() -> None:
