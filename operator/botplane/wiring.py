@@ -83,7 +83,7 @@ class Operator:
         self._objects = Objects()
         self._children = Children()
         self._queue: WorkQueue[Key] = WorkQueue(time.monotonic, _tenant_of)
-        self._resync = Resync(self._client, self._objects, self._children)
+        self._resync = Resync(self._client, self._objects, self._children, self._wake)
         self._postgres = Postgres(settings.database_url, utc_now)
         self._neighbours = Neighbours(
             self._objects, self._children, settings.bot_repository, self._postgres.state
@@ -173,7 +173,7 @@ class Operator:
         await front.run(self._connection, stop, take_signals)
 
     async def _watch_children(self) -> None:
-        watches = ChildWatches(self._client, self._resync, self._note, self._wake)
+        watches = ChildWatches(self._client, self._resync, self._note)
         await watches.run(self._child_kinds)
 
     async def _lead(self) -> None:
@@ -187,7 +187,7 @@ class Operator:
         self._queue.add_all(key for kind in KINDS for key in self._objects.keys(kind))
         async with asyncio.TaskGroup() as group:
             background = [
-                group.create_task(self._resync.run(KINDS, self._child_kinds, self._wake)),
+                group.create_task(self._resync.run(KINDS, self._child_kinds)),
                 group.create_task(self._secrets.run(self._tenant_namespaces, self._add)),
                 group.create_task(self._follow_usage()),
                 group.create_task(self._issue_keys()),
@@ -310,8 +310,9 @@ class Operator:
 
     def _wake(self, key: Key) -> None:
         """Ask for a pass of an object that has changed, and of those that it may concern."""
-        self._add(key)
-        self._wake_neighbours(key)
+        if self._leading:
+            self._add(key)
+            self._wake_neighbours(key)
 
     def _wake_neighbours(self, key: Key) -> None:
         for other in self._neighbours.touched_by(key):

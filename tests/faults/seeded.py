@@ -173,8 +173,9 @@ def lost_events_stay_lost() -> None:
 
     right = Resync.round
 
-    async def wrong(self: Any, *kinds: Any) -> list[Any]:
-        return await right(self, *kinds) if self.last is None else []
+    async def wrong(self: Any, *kinds: Any) -> None:
+        if self.last is None:
+            await right(self, *kinds)
 
     put(Resync, "round", wrong)
 

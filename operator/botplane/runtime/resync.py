@@ -36,68 +36,75 @@ class Known(Protocol[Id]):
 
 
 class Resync:
-    """Lists every kind and finds what a lost watch event hid; a deletion too."""
+    """Lists every kind and finds what a lost watch event hid; a deletion too.
 
-    def __init__(self, client: KubeClient, objects: Objects, children: Children) -> None:
+    Whom it concerns is told page by page: what a list has found until it fails is known from then
+    on, and no later list finds it again.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        objects: Objects,
+        children: Children,
+        wake: Callable[[Key], None],
+    ) -> None:
         self._client = client
         self._objects = objects
         self._children = children
+        self._wake = wake
         self.last: float | None = None
         """Loop time of the last complete round."""
         self.versions: dict[str, str] = {}
         """The resourceVersion of the last list of each kind: a watch goes on there."""
 
-    async def round(self, kinds: Iterable[str], child_kinds: Iterable[str]) -> list[Key]:
-        """List all kinds once and return the keys that need a pass.
+    async def round(self, kinds: Iterable[str], child_kinds: Iterable[str]) -> None:
+        """List all kinds once and wake the keys that need a pass.
 
         Raises:
             Rejected, Retryable: A list failed; what was read until then is kept.
         """
         # Two at once: the API server writes one list while the other is read.
-        lists = await in_turns(self.children_of, child_kinds, at_once=CONCURRENT_LISTS)
-        found = [key for keys in lists for key in keys]
+        await in_turns(self.children_of, child_kinds, at_once=CONCURRENT_LISTS)
         for kind in kinds:
-            found += await self._compared(kind, self._objects, key_of, "")
+            await self._compare(kind, self._objects, key_of, "")
         self.last = asyncio.get_running_loop().time()
-        return found
 
-    async def children_of(self, kind: str) -> list[Key]:
-        """List one kind of children and return the owners that need a pass.
+    async def children_of(self, kind: str) -> None:
+        """List one kind of children and wake the owners that need a pass.
 
         Raises:
             Rejected, Retryable: The list failed.
         """
-        return await self._compared(kind, self._children, ref_of, SELECTOR)
+        await self._compare(kind, self._children, ref_of, SELECTOR)
 
-    async def _compared(
+    async def _compare(
         self, kind: str, known: Known[Id], identity: Callable[[Manifest], Id], selector: str
-    ) -> list[Key]:
-        """List a kind page by page and return what is not as it was known."""
-        found, before = list[Key](), known.versions(kind)
+    ) -> None:
+        """List a kind page by page and wake whom it concerns that it is not as it was known."""
+        before = known.versions(kind)
         async for page in self._client.pages(kind, selector=selector):
             for body in page.items:
                 # Items of a list do not carry their kind.
                 body["kind"] = kind
                 before.pop(identity(body), None)
-            found += known.difference(page.items, {})
+            self._tell(kind, known.difference(page.items, {}))
             self.versions[kind] = page.version
             # Hundreds of objects, which need not wait in memory for the next hundreds.
             page.items.clear()
-        return self._counted(kind, found + known.difference([], before))
+        self._tell(kind, known.difference([], before))
 
-    async def run(
-        self, kinds: Iterable[str], child_kinds: Iterable[str], add: Callable[[Key], None]
-    ) -> None:
+    async def run(self, kinds: Iterable[str], child_kinds: Iterable[str]) -> None:
         """Do rounds for ever."""
         while True:
             await asyncio.sleep(RESYNC_SECONDS)
             try:
-                for key in await self.round(kinds, child_kinds):
-                    add(key)
+                await self.round(kinds, child_kinds)
             except (Rejected, Retryable) as error:
                 log.warning("Resync failed", reason=error.reason, message=error.message)
 
-    def _counted(self, kind: str, found: list[Key]) -> list[Key]:
+    def _tell(self, kind: str, found: list[Key]) -> None:
         if self.last is not None and found:
             RESYNC_FOUND.labels(kind).inc(len(found))
-        return found
+        for key in found:
+            self._wake(key)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import structlog
 
 from botplane.errors import Rejected, Retryable
 from botplane.kube.client import KubeClient
 from botplane.kube.errors import GoneError, NotFoundError
-from botplane.kube.observe import Key
 from botplane.kube.resources import Manifest
 from botplane.runtime.backoff import backoff_seconds
 from botplane.runtime.front_end import Note
@@ -31,13 +30,10 @@ SHORT_WATCH_SECONDS = 1.0
 class ChildWatches:
     """Follows all kinds of children from where the last full list ended."""
 
-    def __init__(
-        self, client: KubeClient, resync: Resync, note: Note, wake: Callable[[Key], None]
-    ) -> None:
+    def __init__(self, client: KubeClient, resync: Resync, note: Note) -> None:
         self._client = client
         self._resync = resync
         self._note = note
-        self._wake = wake
 
     async def run(self, kinds: Iterable[str]) -> None:
         """Watch until cancelled."""
@@ -69,8 +65,7 @@ class ChildWatches:
     async def _listed(self, kind: str, version: str) -> str:
         """Catch up by a full list; return the version from which to go on."""
         try:
-            for key in await self._resync.children_of(kind):
-                self._wake(key)
+            await self._resync.children_of(kind)
         except (Rejected, Retryable) as error:
             log.info("A list failed", of=kind, message=error.message)
             return version

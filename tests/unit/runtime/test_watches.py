@@ -27,9 +27,10 @@ def event(kind: str, name: str, version: int, **data: str) -> bytes:
     return json.dumps({"type": kind, "object": body}).encode() + b"\n"
 
 
-def listing(version: int, *items: bytes) -> Answer:
+def listing(version: int, *items: bytes, more: str = "") -> Answer:
     objects = [json.loads(item)["object"] for item in items]
-    body = {"metadata": {"resourceVersion": str(version)}, "items": objects}
+    meta = {"resourceVersion": str(version), "continue": more}
+    body = {"metadata": meta, "items": objects}
     return Answer(200, json.dumps(body).encode())
 
 
@@ -73,11 +74,12 @@ class Scripted:
     def __init__(self, served: Served, answers: list[Answer]) -> None:
         api, client = served
         self.children = Children()
+        self.woken: list[Key] = []
         self._left = iter([listing(10), *answers])
         self._over = asyncio.Event()
         api.answer = self._next
-        self._resync = Resync(client, Objects(), self.children)
-        self._watches = ChildWatches(client, self._resync, self._note, lambda _key: None)
+        self._resync = Resync(client, Objects(), self.children, self.woken.append)
+        self._watches = ChildWatches(client, self._resync, self._note)
 
     async def run(self) -> None:
         await self._resync.children_of("ConfigMap")
@@ -109,3 +111,12 @@ async def test_every_object_arrives_whatever_happens_to_its_watch(
 
     known = scripted.children.owned_by(Key("Tenant", "", "acme"))
     assert sorted(ref.name for ref in known) == sorted(expected)
+
+
+async def test_what_a_list_has_found_before_it_failed_is_told_all_the_same(served: Served) -> None:
+    first_page, failed = listing(11, ONE, more="page-2"), failure(500, "etcd")
+    scripted = Scripted(served, [Answer(200, EXPIRED), first_page, failed, Answer(None)])
+
+    await scripted.run()
+
+    assert scripted.woken == [Key("Tenant", "", "acme")]
