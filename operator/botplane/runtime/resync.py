@@ -95,9 +95,11 @@ class Resync:
         self._tell(kind, known.difference([], before))
 
     async def run(self, kinds: Iterable[str], child_kinds: Iterable[str]) -> None:
-        """Do rounds for ever."""
+        """Do rounds for ever; the first at once if the last is long ago, as after a long wait."""
+        age = 0.0 if self.last is None else asyncio.get_running_loop().time() - self.last
         while True:
-            await asyncio.sleep(RESYNC_SECONDS)
+            await asyncio.sleep(max(0.0, RESYNC_SECONDS - age))
+            age = 0.0
             try:
                 await self.round(kinds, child_kinds)
             except (Rejected, Retryable) as error:
