@@ -105,8 +105,8 @@ class APIServer:
         place = address[:3]
         meta = there["metadata"]
         if request.method == "DELETE":
-            if body["preconditions"]["uid"] != meta["uid"]:
-                return 409, {"message": "the uid in the precondition is another one"}
+            if any(meta[field] != value for field, value in body["preconditions"].items()):
+                return 409, {"message": "the precondition does not hold"}
             return 200, self.objects.pop(place)
         if request.method == "PUT":
             if body["metadata"].get("resourceVersion") != meta["resourceVersion"]:

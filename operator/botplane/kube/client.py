@@ -76,9 +76,10 @@ class KubeClient:
             return False
         return True
 
-    async def delete(self, ref: Ref, uid: str) -> None:
-        """Delete the object if it is still the one with this uid."""
-        options = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": uid}}
+    async def delete(self, ref: Ref, uid: str, version: str = "") -> None:
+        """Delete the object if it is still the one with this uid, and as it was at a version."""
+        same = {"uid": uid} | ({"resourceVersion": version} if version else {})
+        options = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": same}
         await self._call("DELETE", ref, options, "application/json")
 
     async def json_patch(self, ref: Ref, operations: list[dict[str, Any]]) -> Manifest:

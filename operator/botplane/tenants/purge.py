@@ -48,9 +48,13 @@ async def purge(cluster: Cluster, now: datetime) -> list[str]:
     for namespace in listed:
         if not is_due(namespace, tenants, now):
             continue
-        name = namespace["metadata"]["name"]
+        meta = namespace["metadata"]
+        name = meta["name"]
         try:
-            await cluster.client.delete(Ref("Namespace", "", name), namespace["metadata"]["uid"])
+            # Unchanged since it was listed: somebody may put it on hold at this very moment.
+            await cluster.client.delete(
+                Ref("Namespace", "", name), meta["uid"], meta["resourceVersion"]
+            )
         except (NotFoundError, ConflictError):
             continue
         log.info("Purged namespace", namespace=name)
