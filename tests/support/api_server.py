@@ -22,6 +22,8 @@ from botplane.kube.client import KubeClient
 
 Manifest = dict[str, Any]
 CREATED = "2026-10-01T12:00:00Z"
+DECLARED = frozenset({"tenants", "botdeployments", "plans"})
+"""What people declare; we apply no more than a part of it."""
 
 
 class Address(NamedTuple):
@@ -90,6 +92,8 @@ class APIServer:
                     return 409, {"message": "already exists"}
                 return 201, self._store(place, body, request.query.get("fieldManager", "post"))
             case "PATCH" if there is None and not address.subresource:
+                if address.plural in DECLARED and "spec" not in body:
+                    return 422, {"message": "spec: Required value"}
                 return 201, self._store(place, body, request.query["fieldManager"])
             case _ if there is None:
                 return 404, {"message": f"{address.plural} {address.name} not found"}
@@ -114,11 +118,8 @@ class APIServer:
             return 200, self._store(place, body, "put")
         if "json-patch" in request.headers["Content-Type"]:
             return self._patched(place, _patched(there, body))
-        if address.subresource == "status":
-            body = there | {"status": body["status"]}
-        elif "status" in there:
-            body = body | {"status": there["status"]}
-        return 200, self._store(place, body, request.query["fieldManager"])
+        applied = _applied(there, body, address)
+        return 200, self._store(place, applied, request.query["fieldManager"])
 
     def _patched(self, place: tuple[str, str, str], body: Manifest | None) -> tuple[int, Any]:
         if body is None:
@@ -180,6 +181,14 @@ def _address(path: str) -> Address:
 def _content(body: Manifest) -> Manifest:
     meta = {k: v for k, v in body["metadata"].items() if k != "resourceVersion"}
     return body | {"metadata": meta}
+
+
+def _applied(there: Manifest, body: Manifest, address: Address) -> Manifest:
+    if address.subresource == "status":
+        return there | {"status": body["status"]}
+    if address.plural in DECLARED and "spec" not in body:
+        return there | {"metadata": there["metadata"] | body["metadata"]}
+    return body | {"status": there["status"]} if "status" in there else body
 
 
 def _patched(there: Manifest, operations: list[dict[str, Any]]) -> Manifest | None:

@@ -23,21 +23,27 @@ class Cluster:
     applier: Applier
     status: StatusWriter
 
+    async def live(self, body: Manifest, *, metadata_only: bool = False) -> Manifest | None:
+        """Return a custom resource as it is now, whatever its watch has told; None: it is gone."""
+        key, uid = key_of(body), body["metadata"]["uid"]
+        try:
+            there = await self.client.get(key.ref, metadata_only=metadata_only)
+        except NotFoundError:
+            there = None
+        if there is None or there["metadata"]["uid"] != uid:
+            self.objects.forget(key, uid)
+            return None
+        return there
+
     async def is_gone(self, body: Manifest) -> bool:
         """Ask whether a custom resource has been deleted: its watch may lag behind its children's.
 
         The garbage collector takes children only after their owner, so asked after a child has
-        vanished the answer is certain.
+        vanished the answer is certain. One that is on its way out stays known: the watch may have
+        told so by now, and there is a pass to do for it.
         """
-        key, uid = key_of(body), body["metadata"]["uid"]
-        try:
-            there = (await self.client.get(key.ref, metadata_only=True))["metadata"]
-        except NotFoundError:
-            there = {}
-        if there.get("uid") == uid and "deletionTimestamp" not in there:
-            return False
-        self.objects.forget(key, uid)
-        return True
+        there = await self.live(body, metadata_only=True)
+        return there is None or "deletionTimestamp" in there["metadata"]
 
     async def add_finalizer(self, body: Manifest, finalizer: str) -> bool:
         """Put our finalizer on a custom resource; return whether that was a write."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from botplane.api import labels as lb
@@ -86,6 +86,13 @@ class Site:
     clock: Callable[[], datetime] = utc_now
 
 
+class Space(NamedTuple):
+    """A namespace: whose it is, by the uid of the Tenant, and whether it is going."""
+
+    tenant_uid: str
+    deleting: bool
+
+
 class TenantReconciler:
     """Brings tenants to what they declare."""
 
@@ -126,6 +133,8 @@ class TenantReconciler:
             progress.beyond_plan = policy.plan_findings(spec, plan, bots)
             progress.blocked = next(iter(policy.spec_findings(spec, plan)), None)
         if progress.blocked is None and plan is not None:
+            if await self._is_history(body):
+                return Done()
             self._check_cluster(body, progress)
             if progress.waits_for is None:
                 context = self._context(body, spec, plan, suspended=bool(suspended))
@@ -135,6 +144,17 @@ class TenantReconciler:
         unwatched = progress.conflict or progress.quota_excess or progress.waits_for
         after = LOOK_AGAIN_SECONDS if unwatched else None
         return Done(changed=progress.changed, retry=progress.retry, after_seconds=after)
+
+    async def _is_history(self, body: Manifest) -> bool:
+        """Return whether a Tenant whose namespace is missing has gone with it.
+
+        Its own deletion may not have been told: to set it up again would be for ever.
+        """
+        space = Ref("Namespace", "", lb.tenant_namespace(body["metadata"]["name"]))
+        had_passes = lb.TENANT_FINALIZER in body["metadata"].get("finalizers", ())
+        if not had_passes or self._cluster.children.get(space) is not None:
+            return False
+        return await self._cluster.is_gone(body)
 
     def _check_cluster(self, body: Manifest, progress: Progress) -> None:
         """Note what the cluster lacks; where it is strict, a new tenant waits for it."""
@@ -156,16 +176,33 @@ class TenantReconciler:
         except Rejected as error:
             progress.blocked = Finding(error.reason, error.message)
             return
+        # First: a Tenant that is deleted at this moment would leave its namespace behind.
+        progress.changed |= await self._cluster.add_finalizer(body, lb.TENANT_FINALIZER)
         space = manifests.namespace(context)
-        first, finalized = await asyncio.gather(
-            self._cluster.applier.apply([space], boundary, fresh=fresh),
-            self._cluster.add_finalizer(body, lb.TENANT_FINALIZER),
-        )
+        first = await self._cluster.applier.apply([space], boundary, fresh=fresh)
         progress.failed |= first.failed
-        progress.changed |= finalized or bool(first.changed)
+        progress.changed |= bool(first.changed)
         if first.failed:
             return
         account = asyncio.create_task(self._register(body, context))
+        try:
+            await self._fill(context, space, progress, fresh=fresh)
+        except Exception:
+            # What the next pass tells Postgres must come after this.
+            await account
+            raise
+        progress.billing = await account
+
+    async def _fill(
+        self,
+        context: manifests.Context,
+        space: Manifest,
+        progress: Progress,
+        *,
+        fresh: bool,
+    ) -> None:
+        """Bring what is in the namespace to what it should be."""
+        boundary = Boundary(KINDS, context.namespace)
         quota = await self._ratcheted(context, progress)
         closed, opened = manifests.isolation(context, quota), manifests.allowances(context)
         for group in (closed, opened):
@@ -177,7 +214,6 @@ class TenantReconciler:
         progress.changed |= bool(pruned)
         counted = self._cluster.children.get(ref_of(quota))
         progress.quota_computed = counted is not None and bool(counted.status.get("computed"))
-        progress.billing = await account
 
     async def _ratcheted(self, context: manifests.Context, progress: Progress) -> Manifest:
         """Return the quota of the plan, or what is in use where that is more."""
@@ -195,17 +231,10 @@ class TenantReconciler:
 
     async def _claim(self, context: manifests.Context) -> bool:
         """Return whether the namespace is still to be created; refuse one that is not ours."""
-        ref = Ref("Namespace", "", context.namespace)
-        known = self._cluster.children.get(ref)
-        if known is not None:
-            owner, deleting = known.tenant_uid, known.deleting
-        else:
-            try:
-                there = await self._cluster.client.get(ref, metadata_only=True)
-            except NotFoundError:
-                return True
-            owner = there["metadata"].get("labels", {}).get(lb.TENANT_UID, "")
-            deleting = "deletionTimestamp" in there["metadata"]
+        found = await self._found(Ref("Namespace", "", context.namespace))
+        if found is None:
+            return True
+        owner, deleting = found
         if owner == context.uid and not deleting:
             return False
         whose = f"belongs to tenant uid {owner}" if owner else "was not made by botplane"
@@ -215,6 +244,18 @@ class TenantReconciler:
             f"Namespace {context.namespace} exists, {whose}{state}; nothing in it was touched. "
             "Delete it or choose another tenant name",
         )
+
+    async def _found(self, space: Ref) -> Space | None:
+        """Return whose a namespace is, from the API server if no watch has told of it."""
+        known = self._cluster.children.get(space)
+        if known is not None:
+            return Space(known.tenant_uid, known.deleting)
+        try:
+            there = (await self._cluster.client.get(space, metadata_only=True))["metadata"]
+        except NotFoundError:
+            return None
+        owner = there.get("labels", {}).get(lb.TENANT_UID, "")
+        return Space(owner, "deletionTimestamp" in there)
 
     async def _register(
         self, body: Manifest, context: manifests.Context
@@ -253,19 +294,25 @@ class TenantReconciler:
 
     async def _dissolve(self, body: Manifest) -> Done:
         """Stop the bots, settle the account, then let the Tenant go."""
-        spec = TenantSpec.model_validate(body["spec"])
         name, uid = body["metadata"]["name"], body["metadata"]["uid"]
         if lb.TENANT_FINALIZER not in body["metadata"].get("finalizers", ()):
             return Done()
+        # Asked for anew: a hold that the watch has not told yet must not come too late.
+        live = await self._cluster.live(body)
+        if live is None:
+            return Done()
+        spec = TenantSpec.model_validate(live["spec"])
         if spec.deletion.legal_hold is not None:
             # Admission lets nobody delete a tenant on hold: it was set while the tenant went.
             return Done(after_seconds=LOOK_AGAIN_SECONDS)
         space = Ref("Namespace", "", lb.tenant_namespace(name))
-        known = self._cluster.children.get(space)
-        ours = known is not None and known.tenant_uid == uid
+        found = await self._found(space)
+        ours = found is not None and found.tenant_uid == uid
         if spec.deletion.protection is DeletionProtection.DISABLED and ours:
-            if not await self._stopped(space.name):
-                return Done(changed=True, after_seconds=1)
+            # What the watches have not told of yet would stay behind.
+            told = self._cluster.children.get(space) is not None
+            if not told or not await self._stopped(space.name):
+                return Done(changed=told, after_seconds=1)
             await self._accounts.close(UUID(uid))
             await self._retain_or_delete(space, spec.deletion.retention_days)
         await self._cluster.remove_finalizer(body, lb.TENANT_FINALIZER)
