@@ -319,8 +319,12 @@ class Operator:
             self._add(other)
 
     def _add(self, key: Key) -> None:
+        if not self._leading:
+            return
         # A change of its children must not bring a restless bot's next change in before its time.
-        if self._leading and not self._pace.holds(key):
+        if wait := self._pace.left(key):
+            self._queue.add_after(key, wait)
+        else:
             self._queue.add(key)
 
     async def _follow_usage(self) -> None:

@@ -33,9 +33,13 @@ class Pace(Generic[K]):
         self._paid_until[key] = paid + SECONDS_EACH
         return 0.0
 
-    def holds(self, key: K) -> bool:
-        """Return whether a pass of the key waits: whatever else asks for one comes to the same."""
-        return self._clock() < self._held_until.get(key, 0.0)
+    def left(self, key: K) -> float:
+        """Return how many seconds are left until a change that waits is followed; 0 without one.
+
+        Whatever else asks for a pass asks for it then too: the one that was to come may have come
+        before its time, as the next try of one that failed.
+        """
+        return max(0.0, self._held_until.get(key, 0.0) - self._clock())
 
     def forget(self, key: K) -> None:
         """Forget a key that is gone."""

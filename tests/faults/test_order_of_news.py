@@ -1,0 +1,40 @@
+"""In whatever order news and answers come, and whoever leads: the world becomes as declared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from botplane.runtime.pace import BURST
+from tests.faults.proxied import ProxiedOperator
+from tests.support.installation import Installation
+from tests.support.world import World, a_bot, bot_key
+
+HTTP = [{"name": "http", "containerPort": 8080}]
+
+
+@pytest.fixture
+def world(botplane: Installation, proxied: ProxiedOperator) -> Iterator[World]:
+    yield World(botplane)
+    proxied.proxy.clear()
+
+
+def test_what_happens_while_the_next_change_of_a_restless_bot_waits_is_followed(
+    world: World,
+) -> None:
+    tenant = world.tenant()
+    namespace = f"tenant-{tenant}"
+    # Suspended: a bot that runs is looked at each minute, because its usage moves.
+    world.create(a_bot(tenant, suspend=True, ports=HTTP, apiKeysSecretRef={"name": "exchange"}))
+    world.wait_for(bot_key(tenant), "ConfigurationReady", "SecretNotFound")
+    for number in range(BURST + 1):
+        world.patch(*bot_key(tenant), {"spec": {"runtimeConfig": {"number": str(number)}}})
+    meta = {"name": "exchange", "namespace": namespace}
+    world.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta})
+
+    # The look at what is not watched comes before the last change is due.
+    world.eventually(lambda: world.read("Service", namespace, "bot") is not None, "a Service")
+    world.delete("Service", namespace, "bot")
+
+    world.eventually(lambda: world.read("Service", namespace, "bot") is not None, "it is back")
