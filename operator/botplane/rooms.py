@@ -178,11 +178,15 @@ class Neighbours:
         plan = self._plan(spec)
         account = self._account_of(uid) or remembered(body.get("status") or {})
         stopped = tenant_policy.suspensions(spec, annotations, account.holds, plan)
+        reasons = [suspension.message for suspension in stopped]
+        if "deletionTimestamp" in body["metadata"] and tenant_policy.takes_its_bots(spec):
+            # A bot that comes after the last look at them would outlive its tenant.
+            reasons.append("it is being deleted")
         return TenantView(
             name=key[2],
             uid=uid,
             isolated=space is not None and space.tenant_uid == uid and self._isolated(namespace),
-            suspended="; ".join(s.message for s in stopped),
+            suspended="; ".join(reasons),
             user_labels={f"user.{lb.GROUP}/{k}": v for k, v in labels.items()},
             rights=None if plan is None else self._rights(spec, plan),
         )

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from botplane.runtime.pace import BURST
+from tests.faults import calls
+from tests.faults.calls import Rule
 from tests.faults.proxied import ProxiedOperator
+from tests.support.controlplane.waiting import until
 from tests.support.installation import Installation
-from tests.support.world import World, a_bot, bot_key
+from tests.support.world import World, a_bot, bot_key, tenant_key
 
 HTTP = [{"name": "http", "containerPort": 8080}]
 
@@ -38,3 +41,23 @@ def test_what_happens_while_the_next_change_of_a_restless_bot_waits_is_followed(
     world.delete("Service", namespace, "bot")
 
     world.eventually(lambda: world.read("Service", namespace, "bot") is not None, "it is back")
+
+
+def test_a_bot_that_comes_while_its_tenant_goes_does_not_outlive_it(
+    world: World, proxied: ProxiedOperator
+) -> None:
+    tenant = world.tenant(deletion={"protection": "Disabled", "retentionDays": 30})
+    last = Rule(
+        lambda call: (call.verb, call.name, call.subresource) == ("patch", tenant, ""),
+        calls.Delay(4),
+    )
+    proxied.proxy.add(last)
+    world.delete(*tenant_key(tenant))
+    until(last.reached.is_set, within=20, what="nothing is left to do but to let the Tenant go")
+
+    world.create(a_bot(tenant))
+
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+    world.wait_for(bot_key(tenant), "Ready", "TenantNotFound")
+    workload = world.read("Deployment", f"tenant-{tenant}", "bot")
+    assert workload is None or workload["spec"]["replicas"] == 0

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from botplane.api.conditions import Finding
 from botplane.api.labels import SUSPEND
 from botplane.api.plan import OnPaymentOverdue, PlanSpec
-from botplane.api.tenant import TenantSpec
+from botplane.api.tenant import DeletionProtection, TenantSpec
 from botplane.tenants.accounts import MONEY_REASONS
 
 ORDER_OF_REASONS = ("User", "Admin", "SpendLimit", "UsageLimit", "PaymentOverdue")
@@ -42,6 +42,15 @@ def suspensions(
     if SUSPEND in annotations:
         found["Admin"] = f"an administrator says: {annotations[SUSPEND][:200]}"
     return tuple(Suspension(r, found[r]) for r in ORDER_OF_REASONS if r in found)
+
+
+def takes_its_bots(spec: TenantSpec) -> bool:
+    """Return whether a Tenant that is being deleted takes its bots along.
+
+    One that is protected goes alone, if admission was not there to refuse it; one on hold waits.
+    """
+    deletion = spec.deletion
+    return deletion.protection is DeletionProtection.DISABLED and deletion.legal_hold is None
 
 
 @dataclass(frozen=True, kw_only=True)

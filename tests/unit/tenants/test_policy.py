@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from botplane.tenants.policy import entitlements, plan_findings, plan_not_found, spec_findings
+from botplane.tenants.policy import (
+    entitlements,
+    plan_findings,
+    plan_not_found,
+    spec_findings,
+    takes_its_bots,
+)
 from tests.support.declared import a_plan, a_tenant
 
 CEILED = {"overrideCeilings": {"maxBots": 20, "maxReplicas": 8}}
@@ -107,3 +113,18 @@ def test_a_missing_plan_is_told_with_those_that_exist() -> None:
         'Plan "gold" does not exist (plans: professional, starter); create it or change '
         "spec.planRef.name"
     )
+
+
+@pytest.mark.parametrize(
+    ("deletion", "takes"),
+    [
+        ({}, False),
+        ({"protection": "Disabled"}, True),
+        ({"protection": "Disabled", "legalHold": "case 47/2026"}, False),
+    ],
+    ids=["protected", "open", "on hold"],
+)
+def test_only_a_tenant_that_may_go_takes_its_bots_along(
+    deletion: dict[str, Any], *, takes: bool
+) -> None:
+    assert takes_its_bots(a_tenant(deletion=deletion)) is takes
