@@ -133,12 +133,11 @@ class Operator:
                     log.error("Watches failed", exc_info=failed.exception())
             self._queue.close()
             await self._queue.drained(SETTLE_SECONDS)
+            # No pass may go on when another leads, and kopf would wait for what reads.
+            for task in (lost, children, network):
+                task.cancel()
+            await asyncio.wait({lost, children, network}, timeout=SETTLE_SECONDS)
             await self._lease.release()
-            lost.cancel()
-            # kopf would take them for its own and wait for them.
-            for reading in (children, network):
-                reading.cancel()
-            await asyncio.wait({children, network})
             watches_stop.set()
             await asyncio.wait({watches}, timeout=SETTLE_SECONDS)
             return code
@@ -198,10 +197,10 @@ class Operator:
             ]
             working = group.create_task(controller.run())
             await self._lease.hold()
-            for task in background:
-                task.cancel()
+            # At once: another replica leads soon, and what passes here still write is old news.
             self._queue.close()
-            await working
+            for task in (*background, working):
+                task.cancel()
 
     def _reconcilers(self) -> dict[str, Callable[[Key], Awaitable[Done]]]:
         settings = self._settings

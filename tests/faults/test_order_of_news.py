@@ -14,6 +14,7 @@ from tests.support.controlplane.waiting import until
 from tests.support.installation import Installation
 from tests.support.world import World, a_bot, bot_key, tenant_key
 
+ALWAYS = 10**9
 HTTP = [{"name": "http", "containerPort": 8080}]
 
 
@@ -61,3 +62,21 @@ def test_a_bot_that_comes_while_its_tenant_goes_does_not_outlive_it(
     world.wait_for(bot_key(tenant), "Ready", "TenantNotFound")
     workload = world.read("Deployment", f"tenant-{tenant}", "bot")
     assert workload is None or workload["spec"]["replicas"] == 0
+
+
+def test_a_leader_that_lost_the_lease_ends_without_waiting_for_its_passes(
+    world: World, proxied: ProxiedOperator
+) -> None:
+    tenant, restarts = world.tenant(), proxied.restarts
+    hanging = Rule(
+        lambda call: call.is_write and call.resource == "configmaps" and call.concerns(tenant),
+        calls.Delay(60),
+    )
+    lease = Rule(lambda call: call.resource == "leases", calls.Reply(503), times=ALWAYS)
+    proxied.proxy.add(hanging, lease)
+
+    world.create(a_bot(tenant))
+    until(hanging.reached.is_set, within=20, what="a pass is under way")
+
+    # A call without an answer is given up after half a minute, the lease after ten seconds.
+    until(lambda: proxied.restarts > restarts, within=20, what="it ends, and is started again")
