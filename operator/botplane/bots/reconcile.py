@@ -9,7 +9,7 @@ from typing import Any
 
 from botplane.api import labels as lb
 from botplane.api.bot_deployment import BotDeploymentSpec
-from botplane.api.conditions import Finding
+from botplane.api.conditions import ConditionStatus, Finding, condition_in
 from botplane.api.crd import API_VERSION
 from botplane.bots import manifests, policy
 from botplane.bots.backup import backup_name
@@ -157,10 +157,16 @@ class BotReconciler:
         return shares
 
     def _age(self, body: Manifest) -> tuple[str, bool, str]:
-        """Return what bots are ordered by: of one second, those that run come first, then names."""
+        """Return what bots are ordered by: of one second, those that run come first, then names.
+
+        One that may run keeps its place while its Deployment is away: else it would come back
+        neither for this bot nor for the next.
+        """
         meta = body["metadata"]
         workload = self._cluster.children.get(Ref("Deployment", meta["namespace"], meta["name"]))
-        return meta["creationTimestamp"], workload is None, meta["name"]
+        within = condition_in(body.get("status") or {}, "WithinPlan")
+        may_run = within is not None and within["status"] == ConditionStatus.TRUE
+        return meta["creationTimestamp"], workload is None and not may_run, meta["name"]
 
     async def _missing_secrets(self, namespace: str, spec: BotDeploymentSpec) -> list[Finding]:
         """Return the referenced Secrets that do not exist; their content is never fetched."""

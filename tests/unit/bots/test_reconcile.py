@@ -62,10 +62,10 @@ class World:
         )
         self._reconcile = BotReconciler(self.cluster, TEMPLATES, around)
 
-    def declare(self, **spec: Any) -> None:
-        """Write the bot as its tenant would."""
+    def declare(self, name: str = "arb-1", **spec: Any) -> None:
+        """Write the bot, or another, as its tenant would."""
         self._generation += 1
-        meta = {"name": "arb-1", "namespace": "tenant-acme", "generation": self._generation}
+        meta = {"name": name, "namespace": "tenant-acme", "generation": self._generation}
         declared = a_bot(**spec).model_dump(by_alias=True, mode="json", exclude_unset=True)
         kind = {"apiVersion": "botplane.io/v1alpha1", "kind": "BotDeployment"}
         self.cluster.objects.observe(
@@ -257,6 +257,22 @@ async def test_what_is_deleted_of_a_bot_comes_back(served: Served) -> None:
     del world.api.objects["deployments", "tenant-acme", "arb-1"]
     world.cluster.children.forget(Ref("Deployment", "tenant-acme", "arb-1"))
 
+    await world.settle()
+
+    assert world.replicas == 1
+
+
+async def test_of_two_bots_of_one_second_the_one_that_runs_is_the_one_that_comes_back(
+    served: Served,
+) -> None:
+    world = World(served)
+    world.tenant = replace(ACME, rights=rights_of(a_plan(maxBots=1)))
+    world.declare()
+    await world.settle()
+    world.declare("aaa-1")
+
+    del world.api.objects["deployments", "tenant-acme", "arb-1"]
+    world.cluster.children.forget(Ref("Deployment", "tenant-acme", "arb-1"))
     await world.settle()
 
     assert world.replicas == 1
