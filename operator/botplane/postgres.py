@@ -89,6 +89,8 @@ class Postgres:
         self._has_read = False
         self._away = ""
         """Why Postgres does not answer; empty while it does."""
+        self._returns = False
+        """It was away, and nobody has been told yet that it is back."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -121,9 +123,9 @@ class Postgres:
         What a status shows of usage stays for a minute, unless nothing had run before; a
         suspension or a limit shows at once.
         """
-        is_back = self.is_away
         try:
-            if is_back:
+            if self.is_away:
+                self._returns = True
                 await asyncio.to_thread(self._knock)
                 self._away = ""
             reading = await self.call(_read, self._clock())
@@ -138,6 +140,7 @@ class Postgres:
             del self._states[uid]
         first, self._has_read = not self._has_read, True
         changed = [*self._states, *self._figures] if first else [*map(str, moved), *gone]
+        is_back, self._returns = self._returns, False
         return News(changed, reading.warnings, is_back)
 
     def _moves(self, tenant_id: UUID, reading: Reading) -> bool:
