@@ -124,13 +124,16 @@ class Neighbours:
         return [] if tenant is None else [tenant]
 
     def view_of(self, key: Key) -> str:
-        """Return, hashed, what neighbours can see of a tenant or a bot; nothing when it is gone."""
+        """Return, hashed, what neighbours can see of an object; nothing when it is gone."""
         if key[0] == "Tenant":
             view = self._tenant_of(lb.tenant_namespace(key[2]))
             return "" if view is None else digest(repr(view))
         body = self._objects.get(key)
         if body is None:
             return ""
+        if key[0] == "Plan":
+            # What it declares is told at once; its revision, when it is published.
+            return digest((body.get("status") or {}).get("revision"))
         return digest({k: v for k, v in body["spec"].items() if k not in PRIVATE_FIELDS})
 
     def tenant_of(self, namespace: str) -> TenantView | None:

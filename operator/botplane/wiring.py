@@ -238,7 +238,7 @@ class Operator:
         bots = BotReconciler(self._cluster, Templates(settings.templates_dir), around)
         return {
             "Tenant": self._telling(tenants),
-            "Plan": PlanReconciler(self._cluster, self._postgres.publish),
+            "Plan": self._telling(PlanReconciler(self._cluster, self._postgres.publish)),
             "BotDeployment": self._telling(self._with_secrets(bots)),
         }
 

@@ -145,6 +145,25 @@ def test_a_plan_change_reaches_the_quota(world: World) -> None:
     world.eventually(lambda: hard() == "12", "the quota is raised")
 
 
+def test_a_tenant_without_bots_shows_the_revision_of_its_plan_that_is_in_force(
+    world: World,
+) -> None:
+    plan = a_name("plan")
+    world.create(a_plan(plan, fee="10.00"))
+    tenant = world.tenant(planRef={"name": plan})
+
+    def shown() -> int | None:
+        body = world.read(*tenant_key(tenant))
+        return None if body is None else body["status"]["plan"].get("revision")
+
+    first = world.eventually(shown, "the revision that the tenant began with")
+    # After that nothing else is news of this tenant.
+    world.wait_for(tenant_key(tenant), "WithinLimits", "True")
+    world.patch("Plan", "", plan, {"spec": {"fee": "12.00"}})
+
+    world.eventually(lambda: (shown() or 0) > first, "the next revision")
+
+
 def test_a_deleted_tenant_settles_and_goes_with_its_namespace(world: World) -> None:
     name = world.tenant(deletion={"protection": "Disabled", "retentionDays": 0})
     world.bot(name)
