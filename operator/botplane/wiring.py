@@ -299,7 +299,8 @@ class Operator:
             self._views.pop(key, None)
             self._pace.forget(key)
             self._wake(key)
-        elif event == "ADDED":
+        elif event != "MODIFIED":
+            # Of what came while a watch was broken a list tells, without saying that it is new.
             self._add(key)
             for other in self._neighbours.greeted_by(key):
                 self._add(other)

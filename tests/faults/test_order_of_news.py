@@ -64,6 +64,29 @@ def test_a_bot_that_comes_while_its_tenant_goes_does_not_outlive_it(
     assert workload is None or workload["spec"]["replicas"] == 0
 
 
+def test_a_bot_that_came_while_the_watch_was_broken_is_counted(
+    world: World, proxied: ProxiedOperator
+) -> None:
+    tenant = world.tenant()
+    world.wait_for(tenant_key(tenant), "WithinLimits", "True")
+    too_old = Rule(
+        lambda call: call.resource == "botdeployments",
+        calls.Error(410),
+        event=lambda event: event["object"]["metadata"]["namespace"] == f"tenant-{tenant}",
+    )
+    proxied.proxy.add(too_old)
+
+    # It cannot run, so that no workload of it brings its tenant's next pass.
+    world.create(a_bot(tenant, replicas=1000))
+
+    def desired() -> int:
+        body = world.read(*tenant_key(tenant))
+        return 0 if body is None else int(body["status"]["bots"]["desired"])
+
+    world.eventually(lambda: desired() == 1, "the tenant shows it")
+    assert too_old.hits == 1
+
+
 def test_a_leader_that_lost_the_lease_ends_without_waiting_for_its_passes(
     world: World, proxied: ProxiedOperator
 ) -> None:
