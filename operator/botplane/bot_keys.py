@@ -28,6 +28,8 @@ class BotKeys:
         self._issued: dict[UUID, UUID] | None = None
         """Tenants of the bots whose keys are valid; None before Postgres has said it."""
         self._gone: dict[UUID, datetime] = {}
+        self._returns = 0
+        """How often Postgres had come back when it said so."""
 
     async def settle(self, bots: Mapping[UUID, UUID]) -> None:
         """Make the keys of these bots valid, and revoke those of bots that are long gone.
@@ -38,8 +40,10 @@ class BotKeys:
         Raises:
             Retryable: Postgres is away; the next call goes on.
         """
-        if self._issued is None:
+        returns = self._postgres.returns
+        if self._issued is None or self._returns != returns:
             self._issued = await self._valid(bots)
+            self._returns = returns
         now = self._clock()
         missing = {bot: tenant for bot, tenant in bots.items() if self._issued.get(bot) != tenant}
         if missing:

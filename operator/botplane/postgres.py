@@ -89,8 +89,10 @@ class Postgres:
         self._has_read = False
         self._away = ""
         """Why Postgres does not answer; empty while it does."""
-        self._returns = False
+        self._is_news = False
         """It was away, and nobody has been told yet that it is back."""
+        self.returns = 0
+        """How often it has come back: maybe as a standby that lacks what was told last."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -125,9 +127,12 @@ class Postgres:
         """
         try:
             if self.is_away:
-                self._returns = True
+                self._is_news = True
                 await asyncio.to_thread(self._knock)
                 self._away = ""
+                self.returns += 1
+                self._registered.clear()
+                self._published.clear()
             reading = await self.call(_read, self._clock())
         except (Rejected, Retryable) as error:
             log.warning("Usage was not read", reason=error.reason, message=error.message)
@@ -140,7 +145,7 @@ class Postgres:
             del self._states[uid]
         first, self._has_read = not self._has_read, True
         changed = [*self._states, *self._figures] if first else [*map(str, moved), *gone]
-        is_back, self._returns = self._returns, False
+        is_back, self._is_news = self._is_news, False
         return News(changed, reading.warnings, is_back)
 
     def _moves(self, tenant_id: UUID, reading: Reading) -> bool:

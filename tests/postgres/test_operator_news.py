@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
+from botplane.bot_keys import BotKeys
 from botplane.clock import utc_now
 from botplane.errors import Retryable
+from botplane.metering.events.store import keys_of_bots
 from botplane.postgres import Postgres
-from tests.support.billing import waits_for_a_lock
+from tests.support.billing import a_plan, an_account, waits_for_a_lock
+from tests.support.controlplane.postgres import Postgres as Server
+from tests.support.declared import MASTER_KEY
 from tests.support.until import until
 
 
@@ -43,6 +48,34 @@ async def test_the_return_of_postgres_is_told_though_the_first_round_after_it_fa
 
     assert news is not None
     assert news.is_back
+
+
+async def test_a_standby_that_took_over_without_the_last_news_is_told_them_again(
+    postgres: Server, template: str
+) -> None:
+    name, account, bot = f"test_{uuid.uuid4().hex[:12]}", an_account(), uuid.uuid4()
+    operators = Postgres(postgres.create_database(name, template=template), utc_now)
+    keys = BotKeys(operators, MASTER_KEY, utc_now)
+
+    async def tell() -> None:
+        await operators.publish(a_plan())
+        await operators.accounts().register(account)
+        await keys.settle({bot: account.tenant_id})
+
+    await tell()
+    postgres.drop_database(name)
+    url = postgres.create_database(name, template=template)
+    with pytest.raises(Retryable):
+        await operators.call(_away)
+    assert await operators.follow() is not None
+
+    await tell()
+
+    with psycopg.connect(url, autocommit=True) as conn:
+        assert conn.execute("SELECT name FROM tenant").fetchall() == [("acme",)]
+        assert [key.bot_id for key in keys_of_bots(conn)] == [bot]
+    operators.close()
+    postgres.drop_database(name)
 
 
 def _away(_conn: psycopg.Connection[Any]) -> None:
