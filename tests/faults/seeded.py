@@ -91,7 +91,7 @@ def pruning_forgotten() -> None:
 def deleted_by_name() -> None:
     from botplane.kube.client import KubeClient
 
-    async def delete(self: Any, ref: Any, _uid: str) -> None:
+    async def delete(self: Any, ref: Any, *_preconditions: str) -> None:
         await self._call("DELETE", ref)
 
     put(KubeClient, "delete", delete)
@@ -346,15 +346,18 @@ def hold_not_heard() -> None:
 
 @bug
 def hold_comes_too_late() -> None:
-    from botplane.tenants.reconcile import TenantReconciler
+    from botplane.runtime.cluster import Cluster
 
-    right = TenantReconciler._dissolve
+    right = Cluster.live
 
-    async def wrong(self: Any, body: Any) -> Any:
-        deletion = {k: v for k, v in body["spec"]["deletion"].items() if k != "legalHold"}
-        return await right(self, {**body, "spec": {**body["spec"], "deletion": deletion}})
+    async def wrong(self: Any, body: Any, **how: bool) -> Any:
+        there = await right(self, body, **how)
+        if there is None or "deletion" not in there.get("spec", {}):
+            return there
+        deletion = {k: v for k, v in there["spec"]["deletion"].items() if k != "legalHold"}
+        return {**there, "spec": {**there["spec"], "deletion": deletion}}
 
-    put(TenantReconciler, "_dissolve", wrong)
+    put(Cluster, "live", wrong)
 
 
 @bug
