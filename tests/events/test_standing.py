@@ -175,6 +175,21 @@ def charge_beside_the_plan(
     )
 
 
+@pytest.mark.parametrize(("used", "last_digit"), [("0.5", 0), ("1.5", 2)])
+def test_standing_rounds_its_last_digit_as_an_invoice_does(
+    conn: psycopg.Connection[Any], used: str, last_digit: int
+) -> None:
+    price = CALLS | {"included": "0", "tiers": [{"unitPrice": "0.000000000000000001"}]}
+    publish_plan(conn, a_plan(prices=[price]), at("2026-09-01"))
+    account = an_account()
+    register_tenant(conn, account, at("2026-10-01"))
+    call(conn, account.tenant_id, used)
+
+    [meter] = standing_of(conn, "acme", NOW).meters
+
+    assert meter.cost == Decimal(last_digit).scaleb(-18)
+
+
 def test_running_bots_and_volumes_count_up_to_the_second(
     conn: psycopg.Connection[Any], acme: TenantAccount
 ) -> None:
