@@ -39,8 +39,8 @@ CAUGHT_BY = {
     "[side by side]",
     "status-written-each-time": f"{FAULTS}conditions.py::test_a_pass_without_a_transition_keeps_"
     "the_times_of_conditions",
-    "lease-not-released": f"{CLUSTER}outages.py::test_the_second_replica_takes_over_within_three_"
-    "seconds",
+    "lease-not-released": f"{CLUSTER}outages.py::test_the_second_replica_takes_over_before_a_lease_"
+    "would_run_out",
     "released-before-the-commit": f"{FAULTS}metering.py::test_no_pod_goes_while_postgres_is_down",
     "forgotten-before-the-commit": SEEDS,
     "later-ends-replace-earlier-ones": SEEDS,
