@@ -7,7 +7,7 @@ from botplane.isolation.calls import Answer
 from botplane.isolation.cluster import DEFINITIONS
 from botplane.isolation.pods import a_pod
 from tests.isolation.conftest import MEMBER, Stage
-from tests.isolation.deeds import as_member, as_system, declared, scene
+from tests.isolation.deeds import as_member, as_system, as_user, declared, scene
 from tests.support.world import a_bot, a_name, a_plan, a_tenant, bot_key, path_of, tenant_key
 
 READY_SECONDS = 2.0
@@ -130,7 +130,7 @@ def test_who_declares_tenants_may_not_give_them_more_than_their_plan(stage: Stag
     )
 
     def as_clerk(call: Call) -> Answer:
-        return stage.api.send(call, {"Impersonate-User": clerk})
+        return as_user(stage, clerk, call)
 
     def created() -> bool:
         return as_clerk(create(Actor.ADMIN, tenants, a_tenant(name))).status == 201

@@ -6,14 +6,12 @@ and not in those that have nothing to do with botplane.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from botplane.isolation.attacks import Actor, Call, create, delete, patch
-from botplane.isolation.calls import Answer
 from botplane.isolation.pods import a_pod
 from tests.isolation.conftest import MEMBER, Stage
-from tests.isolation.deeds import scene
+from tests.isolation.deeds import as_user, scene
 from tests.support.world import a_bot, a_name, a_plan, a_tenant, path_of
 
 ADMIN = ""
@@ -100,7 +98,7 @@ def test_every_ordinary_operation_works(stage: Stage, mode: str) -> None:
         ("platform", of_the_platform()),
     ):
         for what, who, call in operations:
-            answer = stage.world.eventually(partial(_answer, stage, who, call), what)
+            answer = as_user(stage, who if who in IMPERSONATED else "", call)
             line = f"{where:<10} {what:<20} {who or 'admin':<62} {answer.status} {answer.message}"
             lines.append(line.rstrip())
             if answer.status not in {200, 201, 202}:
@@ -108,13 +106,6 @@ def test_every_ordinary_operation_works(stage: Stage, mode: str) -> None:
 
     print(f"\n{mode}:", *lines, sep="\n")
     assert failed == []
-
-
-def _answer(stage: Stage, who: str, call: Call) -> Answer | None:
-    """Return what the API server says; none while it counts the quota and asks to try again."""
-    as_whom = {"Impersonate-User": who} if who in IMPERSONATED else {}
-    answer = stage.api.send(call, as_whom)
-    return None if "fulfilled on resourcequotas" in answer.message else answer
 
 
 def _make(path: str, body: dict[str, Any]) -> Call:
