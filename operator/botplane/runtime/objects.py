@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from botplane.api.conditions import condition_in
 from botplane.api.labels import GROUP
 from botplane.kube.deletions import Deletions
 from botplane.kube.drift import canonical, digest
@@ -91,12 +92,14 @@ class Objects:
         An answer that also holds what others have just changed is left to the watch: that brings
         the pass which their change asks for.
         """
-        last = self._seen.get(key_of(answer))
-        if last is None:
+        key = key_of(answer)
+        last = self._seen.get(key)
+        if last is None or int(answer["metadata"]["resourceVersion"]) <= last.version:
             return
+        seen = _seen(answer)
         expected = last._replace(finalizers=last.finalizers.union(finalizers))
-        if _says_the_same(expected, _seen(answer)):
-            self.observe(answer)
+        if _says_the_same(expected, seen):
+            self._seen[key] = seen
 
     def deleted(self, last: Manifest) -> Key | None:
         """Take note of a DELETED event; return the key if it was known."""
@@ -163,8 +166,7 @@ def _seen(body: Manifest) -> Seen:
         },
     }
     status = body.get("status") or {}
-    conditions = status.get("conditions", ())
-    ready = next((c["status"] for c in conditions if c["type"] == "Ready"), "Unknown")
+    ready = condition_in(status, "Ready")
     text = pack(canonical({**body, "metadata": meta}))
     told = status.get("observedGeneration") == meta.get("generation")
     return Seen(
@@ -173,7 +175,7 @@ def _seen(body: Manifest) -> Seen:
         intent=digest(intent),
         finalizers=frozenset(meta.get("finalizers", ())),
         status=digest(status),
-        ready=ready,
+        ready="Unknown" if ready is None else ready["status"],
         told=told,
         text=text,
     )
