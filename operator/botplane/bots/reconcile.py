@@ -132,15 +132,11 @@ class BotReconciler:
         beyond = any(f.reason in PLAN_REASONS for f in found)
         if not beyond or self._cluster.children.get(ref) is None:
             return None
-        before = (body.get("status") or {}).get("conditions", ())
-        since = next(
-            (
-                datetime.fromisoformat(c["lastTransitionTime"])
-                for c in before
-                if c["type"] == "WithinPlan" and c["status"] == "False"
-            ),
-            self._around.clock(),
-        )
+        within = condition_in(body.get("status") or {}, "WithinPlan")
+        if within is None or within["status"] != ConditionStatus.FALSE:
+            since = self._around.clock()
+        else:
+            since = datetime.fromisoformat(within["lastTransitionTime"])
         return since + timedelta(days=rights.plan.downgrade_grace_days)
 
     def _older(self, body: Manifest, rights: policy.Rights) -> list[policy.Share]:
