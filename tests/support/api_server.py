@@ -11,6 +11,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -18,12 +19,25 @@ import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from botplane.clock import utc_now
+from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
+from botplane.kube.observe import Children
+from botplane.runtime.cluster import Cluster
+from botplane.runtime.objects import Objects
+from botplane.runtime.status import StatusWriter
 
 Manifest = dict[str, Any]
 CREATED = "2026-10-01T12:00:00Z"
 DECLARED = frozenset({"tenants", "botdeployments", "plans"})
 """What people declare; we apply no more than a part of it."""
+
+
+def a_cluster(client: KubeClient, wall: Callable[[], datetime] = utc_now) -> Cluster:
+    """Return what reconcile functions get, with nothing seen yet."""
+    objects, children = Objects(), Children()
+    status = StatusWriter(client, objects, wall)
+    return Cluster(client, objects, children, Applier(client, children), status)
 
 
 class Address(NamedTuple):

@@ -9,14 +9,10 @@ from typing import Any
 import pytest
 
 from botplane.bots.reconcile import BotReconciler, Surroundings, TenantView
-from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
-from botplane.kube.observe import Children, Key
+from botplane.kube.observe import Key
 from botplane.kube.resources import Ref
-from botplane.runtime.cluster import Cluster
-from botplane.runtime.objects import Objects
-from botplane.runtime.status import StatusWriter
-from tests.support.api_server import APIServer
+from tests.support.api_server import APIServer, a_cluster
 from tests.support.declared import (
     FACILITIES,
     MASTER_KEY,
@@ -47,10 +43,7 @@ class World:
         self.api, client = served
         self.tenant: TenantView | None = ACME
         self._generation = 0
-        objects, children = Objects(), Children()
-        status = StatusWriter(client, objects, lambda: NOON)
-        applier = Applier(client, children)
-        self.cluster = Cluster(client, objects, children, applier, status)
+        self.cluster = a_cluster(client, lambda: NOON)
         around = Surroundings(
             lambda _namespace: self.tenant,
             lambda _uid, shown: shown,

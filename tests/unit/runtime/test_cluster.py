@@ -6,13 +6,8 @@ from typing import Any
 
 import pytest
 
-from botplane.clock import utc_now
-from botplane.kube.apply import Applier
-from botplane.kube.observe import Children, Key
-from botplane.runtime.cluster import Cluster
-from botplane.runtime.objects import Objects
-from botplane.runtime.status import StatusWriter
-from tests.support.api_server import serving
+from botplane.kube.observe import Key
+from tests.support.api_server import a_cluster, serving
 
 OURS, THEIRS = "botplane.io/tenant", "example.com/other"
 ACME = Key("Tenant", "", "acme")
@@ -23,9 +18,7 @@ async def test_who_lets_the_last_finalizer_go_knows_that_the_object_is_gone(
     others: list[str],
 ) -> None:
     async with serving() as (api, client):
-        children, objects = Children(), Objects()
-        status = StatusWriter(client, objects, utc_now)
-        cluster = Cluster(client, objects, children, Applier(client, children), status)
+        cluster = a_cluster(client)
         body: dict[str, Any] = {
             "apiVersion": "botplane.io/v1alpha1",
             "kind": "Tenant",
@@ -37,8 +30,8 @@ async def test_who_lets_the_last_finalizer_go_knows_that_the_object_is_gone(
             "spec": {},
         }
         stored = api.put("tenants", body)
-        objects.observe(stored)
+        cluster.objects.observe(stored)
 
         await cluster.remove_finalizer(stored, OURS)
 
-        assert (objects.get(ACME) is None) == (not others)
+        assert (cluster.objects.get(ACME) is None) == (not others)

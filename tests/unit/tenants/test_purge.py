@@ -6,15 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from botplane.api import labels as lb
-from botplane.clock import utc_now
-from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
-from botplane.kube.observe import Children
-from botplane.runtime.cluster import Cluster
-from botplane.runtime.objects import Objects
-from botplane.runtime.status import StatusWriter
 from botplane.tenants.purge import purge
-from tests.support.api_server import Address, APIServer
+from tests.support.api_server import Address, APIServer, a_cluster
 
 Served = tuple[APIServer, KubeClient]
 NOON = datetime(2026, 10, 1, 12, tzinfo=UTC)
@@ -28,12 +22,6 @@ def retained(**annotations: str) -> dict[str, Any]:
         "annotations": {lb.RETAIN_UNTIL: "2026-09-30T12:00:00Z"} | annotations,
     }
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": meta}
-
-
-def a_cluster(client: KubeClient) -> Cluster:
-    objects, children = Objects(), Children()
-    status = StatusWriter(client, objects, utc_now)
-    return Cluster(client, objects, children, Applier(client, children), status)
 
 
 async def test_a_namespace_goes_when_its_retention_is_over(served: Served) -> None:

@@ -9,18 +9,13 @@ from uuid import UUID
 import pytest
 
 from botplane.api import labels as lb
-from botplane.clock import utc_now
 from botplane.errors import Rejected
-from botplane.kube.apply import Applier
 from botplane.kube.client import KubeClient
-from botplane.kube.observe import Children, Key
-from botplane.runtime.cluster import Cluster
-from botplane.runtime.objects import Objects
-from botplane.runtime.status import StatusWriter
+from botplane.kube.observe import Key
 from botplane.tenants.accounts import AccountState, TenantAccount
 from botplane.tenants.network import NOT_PROBED
 from botplane.tenants.reconcile import Accounts, Capacity, Network, Site, TenantReconciler
-from tests.support.api_server import Address, Answer, APIServer
+from tests.support.api_server import Address, Answer, APIServer, a_cluster
 from tests.support.declared import a_plan, a_tenant
 
 Served = tuple[APIServer, KubeClient]
@@ -42,9 +37,7 @@ class World:
         self.told: list[str] = []
         self.postgres_answers = asyncio.Event()
         self.postgres_answers.set()
-        objects, children = Objects(), Children()
-        status = StatusWriter(client, objects, utc_now)
-        self.cluster = Cluster(client, objects, children, Applier(client, children), status)
+        self.cluster = a_cluster(client)
         self.reconcile = TenantReconciler(
             self.cluster,
             Accounts(self._register, self._close, lambda _uid: AccountState()),
