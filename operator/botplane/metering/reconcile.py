@@ -21,7 +21,6 @@ from botplane.metering import metrics
 from botplane.metering.calls import open_api
 from botplane.metering.evidence import Json, Kind, Pod
 from botplane.metering.feed import Feed, Taken, backoff_seconds
-from botplane.metering.health import serve_health
 from botplane.metering.nodes import TOLD_WITHIN, Nodes
 from botplane.metering.policy import (
     Fate,
@@ -35,6 +34,7 @@ from botplane.metering.policy import (
 from botplane.metering.release import Cluster, Release, renewed_at
 from botplane.metering.store import Look, MeteringStore
 from botplane.store.pool import Role, open_pool
+from botplane.telemetry.health import serve_health
 
 BATCH_SIZE: Final = 500
 RELEASE_AT_ONCE: Final = 250

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeVar
 
 import structlog
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
+from botplane.store.errors import translated_errors
+
 log = structlog.get_logger()
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_SECONDS = 5
 RECONNECT_SECONDS = 2
@@ -28,12 +32,33 @@ WHERE r.rolname = %(role)s AND pg_has_role(r.rolname, 'MEMBER')
 
 
 class Role(StrEnum):
-    """What a process may read and write; migration 009 says what."""
+    """What a process may read and write; migrations 009 and 037 say what."""
 
     OPERATOR = "botplane_operator"
     METERING = "botplane_metering"
     BILLING = "botplane_billing"
     WEB = "botplane_web"
+    GATEWAY = "botplane_gateway"
+
+
+class Database:
+    """Calls of Postgres in threads, each on a connection of a pool."""
+
+    def __init__(self, database_url: str, role: Role, *, max_size: int = 4) -> None:
+        self._pool = open_pool(database_url, role, max_size=max_size)
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Return what a store function says; blocks.
+
+        Raises:
+            Retryable: Postgres is away.
+        """
+        with translated_errors(), self._pool.connection() as conn:
+            return function(conn, *arguments)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close(timeout=1)
 
 
 def open_pool(

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
-import uvicorn
 from fastapi import FastAPI
 
 from botplane.billing.payments.settings import PaymentSettings
 from botplane.billing.trades import store as trade_store
 from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
+from botplane.http_server import Server
 from botplane.metering.events import store as event_store
 from botplane.metering.events.policy import Trade, Verdict
 from botplane.metering.events.store import Batch
-from botplane.store.errors import translated_errors
-from botplane.store.pool import Role, open_pool
+from botplane.store.pool import Database, Role
 from botplane.web import metrics
 from botplane.web.app import Counted, create_app
 from botplane.web.auth import Bearers
@@ -32,33 +29,10 @@ from botplane.web.reports import reports_router
 from botplane.web.webhooks import webhooks_router
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 CONNECTIONS: Final = 4
 PARTITIONS_SECONDS: Final = 3600.0
 RETRY_SECONDS: Final = 5.0
-MOST_CONNECTIONS: Final = 2000
-DRAIN_SECONDS: Final = 20
-
-
-class Database:
-    """Calls of Postgres in threads, each on a connection of the pool."""
-
-    def __init__(self, database_url: str) -> None:
-        self._pool = open_pool(database_url, Role.WEB, max_size=CONNECTIONS)
-
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Return what a store function says; blocks.
-
-        Raises:
-            Retryable: Postgres is away.
-        """
-        with translated_errors(), self._pool.connection() as conn:
-            return function(conn, *arguments)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._pool.close(timeout=1)
 
 
 class WebProcess:
@@ -67,7 +41,7 @@ class WebProcess:
     def __init__(
         self, database_url: str, payments: PaymentSettings, clock: Callable[[], datetime]
     ) -> None:
-        self._database = Database(database_url)
+        self._database = Database(database_url, Role.WEB, max_size=CONNECTIONS)
         self._clock = clock
         self._prepared = False
         self._ended = False
@@ -134,14 +108,6 @@ class WebProcess:
         return None if self._prepared else "Postgres has not answered yet"
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to `run`: uvicorn would raise them again after a clean end."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 def run(database_url: str, port: int, clock: Callable[[], datetime] = utc_now) -> None:
     """Serve until SIGTERM, then answer what was taken and return.
 
@@ -151,23 +117,7 @@ def run(database_url: str, port: int, clock: Callable[[], datetime] = utc_now) -
         clock: Current time in UTC.
     """
     process = WebProcess(database_url, PaymentSettings(), clock)
-    config = uvicorn.Config(
-        process.app,
-        host="0.0.0.0",  # noqa: S104 - a pod has one address
-        port=port,
-        loop="uvloop",
-        http="httptools",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    server = _Server(config)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    server = Server(process.app, port, lifespan="on")
     log.info("Serving web", port=port)
     server.run()
     log.info("Stopped web")
