@@ -1,7 +1,8 @@
-"""The usage keys of bots: derived, so that Postgres learns only their hashes."""
+"""The keys of bots, for usage and for RPC: derived, so that Postgres learns only their hashes."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Final
@@ -14,10 +15,12 @@ from botplane.postgres import Postgres
 
 OUTLIVES_BOT: Final = timedelta(hours=1)
 """A bot that is deleted still reports what its pods have left to say."""
+PURPOSES: Final = ("usage", "gateway")
+"""What the keys of a bot open: each has one of each."""
 
 
 class BotKeys:
-    """Lets the bots that exist report usage, and those that are gone no longer."""
+    """Lets the bots that exist report usage and call RPC, and those that are gone no longer."""
 
     def __init__(
         self, postgres: Postgres, master_key: bytes, clock: Callable[[], datetime]
@@ -47,13 +50,13 @@ class BotKeys:
         now = self._clock()
         missing = {bot: tenant for bot, tenant in bots.items() if self._issued.get(bot) != tenant}
         if missing:
-            keys = [self._key(bot, tenant) for bot, tenant in missing.items()]
+            keys = [key for bot, tenant in missing.items() for key in self._keys(bot, tenant)]
             await self._postgres.call(store.register_keys, keys, now)
             self._issued |= missing
         since = {bot: self._gone.get(bot, now) for bot in self._issued if bot not in bots}
         over = [bot for bot, at in since.items() if now - at >= OUTLIVES_BOT]
         if over:
-            revoked = [(self._issued[bot], str(bot)) for bot in over]
+            revoked = [(self._issued[bot], _key_id(bot, p)) for bot in over for p in PURPOSES]
             await self._postgres.call(store.revoke_keys, revoked, now)
         for bot in over:
             del self._issued[bot], since[bot]
@@ -61,16 +64,28 @@ class BotKeys:
 
     async def _valid(self, bots: Mapping[UUID, UUID]) -> dict[UUID, UUID]:
         """Return whose keys are valid already, as an earlier process has left them."""
-        known = await self._postgres.call(store.keys_of_bots)
+        known = defaultdict[tuple[UUID, UUID], dict[str, IngestKey]](dict)
+        for key in await self._postgres.call(store.keys_of_bots):
+            if key.bot_id is not None:
+                known[key.bot_id, key.tenant_id][key.key_id] = key
         return {
-            key.bot_id: key.tenant_id
-            for key in known
-            if key.bot_id is not None
-            and (key.bot_id not in bots or key == self._key(key.bot_id, key.tenant_id))
+            bot: tenant
+            for (bot, tenant), keys in known.items()
+            if bot not in bots or all(keys.get(k.key_id) == k for k in self._keys(bot, tenant))
         }
 
-    def _key(self, bot: UUID, tenant: UUID) -> IngestKey:
-        secret = derive_key(self._master_key, str(bot), "usage")
-        return IngestKey(
-            key_id=str(bot), tenant_id=tenant, bot_id=bot, secret_hash=secret_hash(secret)
-        )
+    def _keys(self, bot: UUID, tenant: UUID) -> list[IngestKey]:
+        return [
+            IngestKey(
+                key_id=_key_id(bot, purpose),
+                tenant_id=tenant,
+                bot_id=bot,
+                secret_hash=secret_hash(derive_key(self._master_key, str(bot), purpose)),
+                scopes=("usage:write",) if purpose == "usage" else ("rpc:call",),
+            )
+            for purpose in PURPOSES
+        ]
+
+
+def _key_id(bot: UUID, purpose: str) -> str:
+    return str(bot) if purpose == "usage" else f"{bot}-{purpose}"

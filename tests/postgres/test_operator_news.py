@@ -73,7 +73,10 @@ async def test_a_standby_that_took_over_without_the_last_news_is_told_them_again
 
     with psycopg.connect(url, autocommit=True) as conn:
         assert conn.execute("SELECT name FROM tenant").fetchall() == [("acme",)]
-        assert [key.bot_id for key in keys_of_bots(conn)] == [bot]
+        assert {(key.bot_id, key.scopes) for key in keys_of_bots(conn)} == {
+            (bot, ("usage:write",)),
+            (bot, ("rpc:call",)),
+        }
     operators.close()
     postgres.drop_database(name)
 

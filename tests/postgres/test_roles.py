@@ -55,7 +55,13 @@ ACME, BETA = an_account(), an_account("beta")
 KEY = IngestKey(
     key_id="k1", tenant_id=ACME.tenant_id, bot_id=None, secret_hash=secret_hash("secret")
 )
-PROCESSES = ("botplane_operator", "botplane_metering", "botplane_billing", "botplane_web")
+PROCESSES = (
+    "botplane_operator",
+    "botplane_metering",
+    "botplane_billing",
+    "botplane_web",
+    "botplane_gateway",
+)
 
 
 @contextmanager
@@ -294,6 +300,11 @@ def test_no_process_can_change_the_past(
         ("botplane_metering", "UPDATE plan_version SET fee_minor = 0"),
         ("botplane_web", "INSERT INTO credit_grant SELECT * FROM credit_grant"),
         ("botplane_web", "UPDATE runtime_interval SET ended_at = NULL"),
+        ("botplane_gateway", "SELECT * FROM invoice"),
+        ("botplane_gateway", "SELECT name FROM tenant"),
+        ("botplane_gateway", "UPDATE ingest_key SET revoked_at = NULL"),
+        ("botplane_gateway", "UPDATE spend_block SET cleared_at = now()"),
+        ("botplane_gateway", "UPDATE usage_event SET quantity = 0"),
         ("botplane_operator", "UPDATE invoice SET status = 'paid'"),
         ("botplane_operator", "INSERT INTO ledger_txn SELECT * FROM ledger_txn"),
         ("botplane_billing", "UPDATE runtime_interval SET ended_at = NULL"),

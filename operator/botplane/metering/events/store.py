@@ -68,7 +68,7 @@ class IngestKey:
         tenant_id: Whose usage it reports or reads.
         bot_id: The bot that holds it; None: it is the tenant's own.
         secret_hash: SHA-256 of the secret.
-        scopes: `usage:write`, `usage:read`.
+        scopes: `usage:write`, `usage:read`, `rpc:call`.
     """
 
     key_id: str
