@@ -329,5 +329,9 @@ WHERE b.tenant_id = u.tenant_id AND b.scope = u.scope AND b.blocked_at = u.block
             OR (u.used * 100 < u.limit_value * 95
                 AND b.blocked_at <= %(now)s::timestamptz - interval '10 minutes'))))
 
+-- refused --
+SELECT b.tenant_id, b.scope, b.blocked_at, b.limit_value, t.currency FROM spend_block b
+JOIN tenant t ON t.tenant_id = b.tenant_id WHERE b.cleared_at IS NULL
+
 -- open_blocks --
 SELECT b.tenant_id, b.scope, b.blocked_at FROM spend_block b WHERE b.cleared_at IS NULL

@@ -60,7 +60,8 @@ def limit_verdict(standing: Standing, blocks: Mapping[str, LimitState]) -> Verdi
     """
     near = sorted(near_limits([standing]), key=lambda limit: (limit.scope != SPEND, limit.scope))
     if blocks:
-        return Verdict.fails(WITHIN_LIMITS, _stopped(standing, blocks))
+        limit = standing.spend_limit or Decimal(0)
+        return Verdict.fails(WITHIN_LIMITS, stopped(blocks, limit, standing.currency))
     used_up = [limit for limit in near if _mark(limit) == WHOLE]
     if used_up:
         reason = _used_up(used_up[0])
@@ -83,13 +84,19 @@ def notice_finding(notice: Notice) -> Finding:
     return Finding(reason, f"{text}{_consequence(reason)}")
 
 
-def _stopped(standing: Standing, blocks: Mapping[str, LimitState]) -> Finding:
+def stopped(blocks: Mapping[str, LimitState], spend_limit: Decimal, currency: str) -> Finding:
+    """Return why a tenant's RPC is refused, and what becomes of its bots.
+
+    Args:
+        blocks: The hard limits that are reached, by scope; one at least.
+        spend_limit: In the major unit, where it is one of them.
+        currency: Of the limit.
+    """
     is_over = LimitState.SUSPENDED in blocks.values()
     what = "bots are stopped" if is_over else "bots stop in 15 minutes or less"
     if SPEND in blocks:
-        limit = _shown(standing.spend_limit or Decimal(0))
         reason = "SpendLimitReached"
-        reached = f"the spend limit of {limit} {standing.currency} is reached"
+        reached = f"the spend limit of {_shown(spend_limit)} {currency} is reached"
     else:
         reason = "UsageLimitReached"
         reached = "; ".join(f"all of {_scope_name(scope)} is used" for scope in sorted(blocks))

@@ -15,6 +15,7 @@ from botplane.errors import Rejected
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 from botplane.usage.standing import (
+    SPEND,
     LimitState,
     MeterStanding,
     Notice,
@@ -23,11 +24,14 @@ from botplane.usage.standing import (
     hard_limits,
     near_limits,
 )
+from botplane.usage.status import stopped
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from psycopg import Connection
+
+    from botplane.api.conditions import Finding
 
 SQL = load_queries(__package__)
 TENANTS_AT_ONCE: Final = 200
@@ -208,6 +212,23 @@ def open_blocks(conn: Connection[Any], now: datetime) -> Mapping[UUID, Mapping[s
         return _open_blocks(conn, now)
 
 
+def refused(conn: Connection[Any], now: datetime) -> dict[UUID, Finding]:
+    """Return whose RPC is refused and why, in the words of the condition `WithinLimits`.
+
+    Raises:
+        Retryable: Postgres is away.
+    """
+    blocks = defaultdict[UUID, dict[str, LimitState]](dict)
+    limits = defaultdict[UUID, tuple[Decimal, str]](lambda: (Decimal(0), ""))
+    with translated_errors(), conn.transaction():
+        rows = conn.execute(SQL["refused"]).fetchall()
+    for tenant_id, scope, blocked_at, limit, currency in rows:
+        blocks[tenant_id][scope] = _state(blocked_at, now)
+        if scope == SPEND:
+            limits[tenant_id] = (limit, currency)
+    return {tenant: stopped(scopes, *limits[tenant]) for tenant, scopes in blocks.items()}
+
+
 def totals_that_differ(conn: Connection[Any]) -> list[tuple[Any, ...]]:
     """Return where the totals are not what intervals and events say; there must be none."""
     with translated_errors(), conn.transaction():
@@ -234,9 +255,12 @@ def _build_totals(conn: Connection[Any], names: dict[str, Any]) -> None:
 def _open_blocks(conn: Connection[Any], now: datetime) -> dict[UUID, dict[str, LimitState]]:
     blocks = defaultdict[UUID, dict[str, LimitState]](dict)
     for tenant_id, scope, blocked_at in conn.execute(SQL["open_blocks"]):
-        is_over = now >= blocked_at + NOTICE
-        blocks[tenant_id][scope] = LimitState.SUSPENDED if is_over else LimitState.BLOCKED
+        blocks[tenant_id][scope] = _state(blocked_at, now)
     return dict(blocks)
+
+
+def _state(blocked_at: datetime, now: datetime) -> LimitState:
+    return LimitState.SUSPENDED if now >= blocked_at + NOTICE else LimitState.BLOCKED
 
 
 def _columns(limits: Iterable[UsedLimit]) -> dict[str, list[Any]]:
