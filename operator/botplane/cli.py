@@ -97,6 +97,19 @@ def web(
 
 
 @app.command()
+def gateway() -> None:
+    """Serve RPC to bots: their calls go to a provider, are counted, and end at hard limits."""
+    from botplane.gateway.run import run
+    from botplane.gateway.settings import GatewaySettings
+    from botplane.telemetry.logs import configure
+
+    settings = Settings()
+    configure(settings.log_format, settings.log_level)
+    with told():
+        run(settings.database_url, GatewaySettings())
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database schema up to date."""
     from botplane.store.migrate import migrate as apply

@@ -1,0 +1,142 @@
+"""The gateway process: where its calls, its counts and Postgres meet."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+from uuid import uuid4
+
+import structlog
+import uvloop
+
+from botplane.clock import utc_now
+from botplane.errors import Rejected, Retryable
+from botplane.gateway import metrics, store
+from botplane.gateway.app import Gateway
+from botplane.gateway.counts import Counts
+from botplane.gateway.policy import Access
+from botplane.gateway.providers import Providers, read_endpoints
+from botplane.gateway.settings import GatewaySettings
+from botplane.http_server import Server
+from botplane.metering.events import store as event_store
+from botplane.metering.events.policy import Verdict
+from botplane.store.pool import Database, Role
+from botplane.telemetry.health import serve_health
+from botplane.usage import store as usage_store
+
+log = structlog.get_logger()
+
+READ_EVERY_SECONDS: Final = 1.0
+"""How long a revoked key, or one who has reached a limit, may still be served."""
+WRITE_EVERY_SECONDS: Final = 5.0
+"""What a killed process has counted since then is not billed."""
+STUCK_AFTER_SECONDS: Final = 330.0
+"""Longer than the longest statement."""
+CONNECTIONS: Final = 2
+
+
+class GatewayProcess:
+    """One gateway process: any number of them share a database."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+        self.counts = Counts(source=f"gateway/{uuid4()}")
+        self._access: Access | None = None
+        self._moved_at = time.monotonic()
+
+    def access(self) -> Access | None:
+        """Return who may call, as it was read last."""
+        return self._access
+
+    def is_ready(self) -> bool:
+        """Say whether Postgres has ever told who may call."""
+        return self._access is not None
+
+    def is_stuck(self) -> bool:
+        """Say whether nothing was read for so long that only a restart helps."""
+        return time.monotonic() - self._moved_at > STUCK_AFTER_SECONDS
+
+    async def follow(self) -> None:
+        """Read who may call, again and again."""
+        while True:
+            try:
+                self._access = await asyncio.to_thread(self._database.call, self._read)
+                metrics.READ_AT.set(self._clock().timestamp())
+            except (Rejected, Retryable) as error:
+                log.warning("Keys and limits were not read", message=error.message)
+            self._moved_at = time.monotonic()
+            await asyncio.sleep(READ_EVERY_SECONDS)
+
+    async def report(self) -> None:
+        """Write what was counted, again and again."""
+        while True:
+            await asyncio.sleep(WRITE_EVERY_SECONDS)
+            await self.write()
+
+    async def write(self) -> bool:
+        """Write what was counted until now; return whether all of it is on disk."""
+        while batches := self.counts.take():
+            metrics.UNWRITTEN.set(self.counts.waiting)
+            try:
+                told = await asyncio.to_thread(
+                    self._database.call, event_store.ingest, batches, self._clock()
+                )
+            except (Rejected, Retryable) as error:
+                log.warning("Calls were not written", message=error.message)
+                return False
+            lost = sum(
+                v in {Verdict.CONFLICT, Verdict.REJECTED} for verdicts in told for v in verdicts
+            )
+            if lost:
+                log.error("Calls were refused as usage", events=lost)
+            self.counts.confirm()
+        metrics.UNWRITTEN.set(0)
+        return True
+
+    def _read(self, conn: Any) -> Access:
+        now, at = self._clock(), time.monotonic()
+        stopped = usage_store.refused(conn, now)
+        return Access(callers=store.callers(conn), stopped=stopped, read_at=at)
+
+
+def run(
+    database_url: str, settings: GatewaySettings, clock: Callable[[], datetime] = utc_now
+) -> None:
+    """Serve until SIGTERM, then answer and write what was taken, and return.
+
+    Args:
+        database_url: Postgres, as libpq reads it.
+        settings: Ports, and where the providers are.
+        clock: Current time in UTC.
+
+    Raises:
+        Rejected: The file of providers is missing or invalid.
+    """
+    providers = Providers(read_endpoints(settings.rpc_endpoints))
+    database = Database(database_url, Role.GATEWAY, max_size=CONNECTIONS)
+    process = GatewayProcess(database, clock)
+    health = serve_health(settings.gateway_health_port, process)
+    log.info("Serving the gateway", port=settings.gateway_port, chains=sorted(providers.secrets))
+    uvloop.run(_serve(process, providers, settings.gateway_port, clock))
+    health.shutdown()
+    database.close()
+    log.info("Stopped the gateway")
+
+
+async def _serve(
+    process: GatewayProcess, providers: Providers, port: int, clock: Callable[[], datetime]
+) -> None:
+    await providers.open()
+    gateway = Gateway(providers, process.counts, process.access, clock)
+    beside = [asyncio.create_task(process.follow()), asyncio.create_task(process.report())]
+    await Server(gateway, port, lifespan="off").serve()
+    for task in beside:
+        task.cancel()
+    await asyncio.gather(*beside, return_exceptions=True)
+    if not await process.write():
+        log.error("Ended with calls that are not billed", calls=process.counts.waiting)
+    await providers.close()

@@ -1,0 +1,398 @@
+"""Bots call RPC through the gateway: answered, counted once, and refused at a hard limit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from botplane.billing.store import publish_plan
+from botplane.gateway.policy import Caller
+from botplane.gateway.run import GatewayProcess
+from botplane.metering.events.store import revoke_keys
+from botplane.store.migrate import migrate
+from botplane.store.pool import Database, Role
+from botplane.tenants.store import register_tenant
+from botplane.usage.standing import SPEND
+from botplane.usage.status import limit_verdict
+from botplane.usage.store import enforce_limits, open_blocks, standings
+from tests.events.gateway import BODY, CHAIN, Bot, Gateway, a_bot, counted, gateway_process
+from tests.events.test_outage import mortal
+from tests.support.billing import a_plan, an_account
+from tests.support.controlplane import postgres as servers
+from tests.support.controlplane.waiting import until
+from tests.support.cut_connection import CutConnection
+from tests.support.rpc_vendor import RESULT, SECRET, RPCVendor, rpc_vendor
+
+__all__ = ["mortal"]
+
+CALLS = {"meter": "rpc_calls", "model": "PerUnit", "tiers": [{"unitPrice": "1"}]}
+STRICT = CALLS | {"included": "5", "onExceed": "Block"}
+
+
+@pytest.fixture(scope="module")
+def shared_vendor() -> Iterator[RPCVendor]:
+    with rpc_vendor() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_gateway(
+    postgres: servers.Postgres,
+    template: str,
+    shared_vendor: RPCVendor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Gateway]:
+    """A gateway with a database of its own; each test has its own tenants."""
+    name = f"test_{uuid4().hex[:12]}"
+    url = postgres.create_database(name, template=template)
+    with gateway_process(url, shared_vendor.url, tmp_path_factory.mktemp("gateway")) as started:
+        yield started
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def gateway(shared_gateway: Gateway) -> Gateway:
+    """The gateway; it serves."""
+    if shared_gateway.process is None:
+        shared_gateway.start()
+    return shared_gateway
+
+
+@pytest.fixture
+def vendor(shared_vendor: RPCVendor) -> RPCVendor:
+    """The vendor, without faults and memories."""
+    shared_vendor.faults, shared_vendor.dials = [], []
+    shared_vendor.pauses.clear()
+    return shared_vendor
+
+
+@pytest.fixture
+def conn(gateway: Gateway) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to the gateway's database."""
+    with psycopg.connect(gateway.database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def bot(gateway: Gateway, conn: psycopg.Connection[Any]) -> Bot:
+    return known(gateway, a_bot(conn))
+
+
+def known(gateway: Gateway, bot: Bot) -> Bot:
+    """Return a bot when the gateway has heard of its key; nothing is called by that."""
+    until(
+        lambda: gateway.call(bot.key, path="/none").status == 404,
+        within=10,
+        what="the key is known",
+    )
+    return bot
+
+
+def test_an_answer_comes_back_as_it_is_and_the_vendor_learns_nothing_of_the_bot(
+    gateway: Gateway, vendor: RPCVendor, bot: Bot
+) -> None:
+    reply = gateway.call(
+        bot.key,
+        Cookie="a=b",
+        X_Forwarded_For="10.0.0.1",
+        Accept_Encoding="gzip",
+        User_Agent="bot/1",
+    )
+
+    assert reply.status == 200
+    assert reply.content == b'{"jsonrpc":"2.0","id":"a","result":%s}' % RESULT
+    assert set(reply.headers) == {"date", "content-type", "content-length"}
+    (dial,) = vendor.dials
+    assert json.loads(dial.body) == {
+        "jsonrpc": "2.0",
+        "id": json.loads(dial.body)["id"],
+        "method": "getSlot",
+        "params": [1],
+    }
+    sent = str(dial.headers) + dial.body.decode()
+    assert not [word for word in (bot.key, "a=b", "10.0.0.1", "gzip", "bot/1") if word in sent]
+
+
+# What the bot gets, whether the call is billed, and words of the refusal.
+FAULTS: dict[str, tuple[int, bool, str]] = {
+    "null": (200, True, ""),
+    "reverted": (200, True, ""),
+    "reverted with 400": (200, True, ""),
+    "leaks its key": (200, True, ""),
+    "leaks its host": (200, True, ""),
+    "500": (502, False, "answered with HTTP 500"),
+    "429": (502, False, "answered with HTTP 429"),
+    "401": (502, False, "answered with HTTP 401"),
+    "redirect": (502, False, "answered with HTTP 302"),
+    "html": (502, False, "is not JSON-RPC"),
+    "empty": (502, False, "is not JSON-RPC"),
+    "cut JSON": (502, False, "is not JSON-RPC"),
+    "not UTF-8": (502, False, "is not JSON-RPC"),
+    "another's answer": (502, False, "belongs to no call"),
+    "no id": (502, False, "belongs to no call"),
+    "result and error": (502, False, "belongs to no call"),
+    "neither": (502, False, "belongs to no call"),
+    "a list": (502, False, "is not JSON-RPC"),
+    "deep": (502, False, "is not JSON-RPC"),
+    "17 MB": (502, False, "answered more than 16,777,216 bytes"),
+    "reset": (502, False, "broke off"),
+}
+
+
+def test_whatever_a_vendor_does_bots_get_an_answer_and_no_secret(
+    gateway: Gateway, vendor: RPCVendor, bot: Bot, conn: psycopg.Connection[Any]
+) -> None:
+    for fault, (status, _, words) in FAULTS.items():
+        vendor.faults = [fault]
+        reply = gateway.call(bot.key)
+        assert (fault, reply.status) == (fault, status)
+        assert words in reply.content.decode(), fault
+        assert reply.body["id"] == "a", fault
+        shown = f"{reply.headers}{reply.content!r}"
+        assert SECRET not in shown, fault
+        assert vendor.host not in shown, fault
+        assert gateway.call(bot.key).content.endswith(RESULT + b"}"), f"after {fault}"
+
+    assert len(vendor.dials) == 2 * len(FAULTS)
+    billed = len(FAULTS) + sum(is_billed for _, is_billed, _ in FAULTS.values())
+    until(lambda: counted(conn, bot) == billed, within=20, what=f"{billed} calls are counted")
+    told = gateway.log.read_text() + gateway.probe("/metrics")[1]
+    assert SECRET not in told
+    assert vendor.host not in told
+
+
+def test_a_call_that_may_have_acted_is_not_said_to_have_failed(
+    gateway: Gateway, vendor: RPCVendor, bot: Bot
+) -> None:
+    vendor.faults = ["reset"]
+
+    reply = gateway.call(bot.key, BODY.replace(b"getSlot", b"sendTransaction"))
+
+    assert (reply.status, reply.reason) == (504, "OutcomeUnknown")
+    assert "look first" in reply.body["error"]["message"]
+    assert vendor.methods == ["sendTransaction"]
+
+
+NO_CALLS: list[tuple[dict[str, Any], int]] = [
+    ({"key": "unknown"}, 401),
+    ({"Authorization": "Basic abc"}, 401),
+    ({"Authorization": "Bearer " + "x" * 300}, 401),
+    ({"method": "GET"}, 405),
+    ({"path": "/metrics"}, 404),
+    ({"path": f"/{CHAIN}/../metrics"}, 404),
+    ({"path": "http://169.254.169.254/"}, 404),
+    ({"Content_Type": "text/plain"}, 415),
+    ({"body": b"[]"}, 400),
+    ({"body": b"[" + b" " * (256 << 10) + b"]"}, 413),
+]
+
+
+def test_what_is_no_call_is_refused_and_reaches_no_vendor(
+    gateway: Gateway, vendor: RPCVendor, bot: Bot
+) -> None:
+    for change, status in NO_CALLS:
+        reply = gateway.call(**{"key": bot.key} | change)
+
+        assert (change, reply.status) == (change, status)
+        assert reply.reason, change
+        assert reply.body["error"]["message"], change
+    assert vendor.dials == []
+
+
+def test_each_call_of_a_batch_has_its_answer_in_order(
+    gateway: Gateway, vendor: RPCVendor, bot: Bot, conn: psycopg.Connection[Any]
+) -> None:
+    calls = [{"jsonrpc": "2.0", "id": n % 7, "method": f"m{n}"} for n in range(50)]
+    vendor.faults = ["500"]
+
+    reply = gateway.call(bot.key, json.dumps(calls).encode())
+
+    assert reply.status == 200
+    assert [answer["id"] for answer in reply.body] == [n % 7 for n in range(50)]
+    assert sorted(vendor.methods) == sorted(f"m{n}" for n in range(50))
+    assert sum("error" in answer for answer in reply.body) == 1
+    until(lambda: counted(conn, bot) == 49, within=20, what="49 calls are counted")
+
+
+def test_answers_never_change_places_whatever_clients_and_vendor_break_off(
+    gateway: Gateway, vendor: RPCVendor, bot: Bot
+) -> None:
+    vendor.faults = ["ok", "reset", "another's answer", "500", "null"] * 30
+
+    def ask(number: int) -> None:
+        if number % 5 == 0:
+            _break_off(gateway, bot.key)
+        body = BODY.replace(b'"a"', b'"n-%d"' % number)
+        assert gateway.call(bot.key, body).body["id"] == f"n-{number}"
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(ask, range(125)))
+
+
+def _break_off(gateway: Gateway, key: str) -> None:
+    """Send a call and be gone before its answer."""
+    head = f"POST /{CHAIN} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {key}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port)) as wire:
+        wire.sendall(head.encode() + BODY)
+
+
+def test_one_tenant_cannot_take_the_place_of_all(
+    gateway: Gateway, vendor: RPCVendor, bot: Bot, conn: psycopg.Connection[Any]
+) -> None:
+    other = known(gateway, a_bot(conn))
+    vendor.faults = ["hang"] * 64
+    with ThreadPoolExecutor(64) as threads:
+        waiting = [threads.submit(gateway.call, bot.key) for _ in range(64)]
+        until(lambda: len(vendor.dials) == 64, within=20, what="64 calls wait")
+        more = gateway.call(bot.key)
+        fine = gateway.call(other.key)
+        vendor.pauses.set()
+
+    assert (more.status, more.reason) == (429, "TooManyCalls")
+    assert more.headers["retry-after"] == "2"
+    assert fine.status == 200
+    assert {call.result().status for call in waiting} == {200}
+
+
+@pytest.mark.parametrize("limit", ["spend", "included"])
+def test_a_hard_limit_refuses_calls_in_the_words_of_the_condition_until_there_is_room(
+    gateway: Gateway, conn: psycopg.Connection[Any], vendor: RPCVendor, limit: str
+) -> None:
+    now = datetime.now(UTC)
+    prices = [STRICT] if limit == "included" else [CALLS]
+    publish_plan(conn, a_plan(limit, prices=prices), now.replace(year=now.year - 1))
+    amount = None if limit == "included" else Decimal(5)
+    account = an_account(limit, plan=limit, spend_limit=amount)
+    register_tenant(conn, account, now.replace(year=now.year - 1))
+    bot, other = (known(gateway, a_bot(conn, of)) for of in (account.tenant_id, None))
+    assert [gateway.call(bot.key).status for _ in range(5)] == [200] * 5
+    until(lambda: counted(conn, bot) == 5, within=20, what="5 calls are counted")
+
+    stands = standings(conn, datetime.now(UTC))[0]
+    enforce_limits(conn, stands.values(), datetime.now(UTC))
+    until(lambda: gateway.call(bot.key).status == 402, within=10, what="calls are refused")
+
+    reply, dials = gateway.call(bot.key), len(vendor.dials)
+    blocks = open_blocks(conn, datetime.now(UTC))[account.tenant_id]
+    condition = limit_verdict(stands[account.tenant_id], blocks)
+    assert (SPEND in blocks) == (limit == "spend")
+    assert reply.body["error"]["message"] == condition.message
+    assert (reply.reason, reply.body["id"]) == (condition.reason, "a")
+    batch = gateway.call(bot.key, b"[" + BODY + b"," + BODY + b"]")
+    assert batch.status == 402
+    assert [answer["error"]["code"] for answer in batch.body] == [-32010, -32010]
+    assert gateway.call(other.key).status == 200
+    assert len(vendor.dials) == dials + 1
+
+    if limit == "spend":
+        register_tenant(conn, replace(account, spend_limit=Decimal(99)), datetime.now(UTC))
+    else:
+        roomy = a_plan(limit, prices=[STRICT | {"included": "99"}])
+        publish_plan(conn, roomy, datetime.now(UTC))
+    enforce_limits(conn, standings(conn, datetime.now(UTC))[0].values(), datetime.now(UTC))
+    until(lambda: gateway.call(bot.key).status == 200, within=10, what="there is room")
+
+
+def test_a_revoked_key_opens_nothing_any_more(
+    gateway: Gateway, bot: Bot, conn: psycopg.Connection[Any]
+) -> None:
+    assert gateway.call(bot.key).status == 200
+    revoke_keys(conn, [(bot.tenant_id, f"{bot.bot_id}-gateway")], datetime.now(UTC))
+
+    until(lambda: gateway.call(bot.key).status == 401, within=10, what="the key is refused")
+
+
+def test_an_end_loses_no_call_and_a_kill_bills_none_that_was_not_made(
+    gateway: Gateway, bot: Bot, conn: psycopg.Connection[Any]
+) -> None:
+    for _ in range(30):
+        assert gateway.call(bot.key).status == 200
+    assert gateway.end(signal.SIGTERM) == 0
+    assert counted(conn, bot) == 30
+
+    gateway.start()
+    known(gateway, bot)
+    for _ in range(30):
+        assert gateway.call(bot.key).status == 200
+    gateway.end(signal.SIGKILL)
+    assert 30 <= counted(conn, bot) <= 60
+
+    gateway.start()
+    assert gateway.call(known(gateway, bot).key).status == 200
+    gateway.end(signal.SIGTERM)
+    assert 31 <= counted(conn, bot) <= 61
+
+
+def test_two_gateways_of_one_database_count_together(
+    gateway: Gateway,
+    vendor: RPCVendor,
+    bot: Bot,
+    conn: psycopg.Connection[Any],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "second"
+    folder.mkdir()
+    with gateway_process(gateway.database_url, vendor.url, folder) as second:
+        known(second, bot)
+        for process in [gateway, second] * 20:
+            assert process.call(bot.key).status == 200
+        assert (gateway.end(), second.end()) == (0, 0)
+
+    assert counted(conn, bot) == 40
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+async def test_a_lost_answer_to_a_commit_counts_no_call_twice(
+    gateway: Gateway, conn: psycopg.Connection[Any], nth: int
+) -> None:
+    bot, url = a_bot(conn), gateway.database_url
+    with CutConnection(url, nth) as cut:
+        broken = GatewayProcess(
+            Database(cut.url, Role.GATEWAY, max_size=1), partial(datetime.now, UTC)
+        )
+        whole = GatewayProcess(Database(url, Role.GATEWAY), partial(datetime.now, UTC))
+        caller = Caller(tenant_id=bot.tenant_id, bot_id=bot.bot_id)
+        for _ in range(7):
+            broken.counts.add(caller, datetime.now(UTC))
+        is_written = await broken.write()
+        whole.counts = broken.counts
+        assert await whole.write()
+
+    assert is_written is (nth > 1)
+    assert counted(conn, bot) == 7
+    assert broken.counts.waiting == 0
+
+
+def test_calls_are_served_while_postgres_is_away_and_counted_when_it_is_back(
+    mortal: servers.Postgres, vendor: RPCVendor, tmp_path: Path
+) -> None:
+    url = mortal.create_database("calls")
+    migrate(url)
+    with psycopg.connect(url, autocommit=True) as conn:
+        bot = a_bot(conn)
+    with gateway_process(url, vendor.url, tmp_path) as gateway:
+        known(gateway, bot)
+        mortal.kill9()
+        assert gateway.call(bot.key).status == 200
+        failed = "Calls were not written"
+        until(lambda: failed in gateway.log.read_text(), within=30, what="a write has failed")
+        assert gateway.call(bot.key).status == 200
+        assert gateway.probe("/livez")[0] == gateway.probe("/readyz")[0] == 200
+        mortal.restart()
+        made = len(vendor.dials)
+        with psycopg.connect(url, autocommit=True) as conn:
+            until(lambda: counted(conn, bot) == made, within=40, what=f"{made} calls are counted")
