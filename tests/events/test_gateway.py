@@ -114,7 +114,7 @@ def test_an_answer_comes_back_as_it_is_and_the_vendor_learns_nothing_of_the_bot(
 
     assert reply.status == 200
     assert reply.content == b'{"jsonrpc":"2.0","id":"a","result":%s}' % RESULT
-    assert set(reply.headers) == {"date", "content-type", "content-length"}
+    assert set(reply.headers) == {"content-type", "content-length"}
     (dial,) = vendor.dials
     assert json.loads(dial.body) == {
         "jsonrpc": "2.0",
@@ -148,7 +148,13 @@ FAULTS: dict[str, tuple[int, bool, str]] = {
     "a list": (502, False, "is not JSON-RPC"),
     "deep": (502, False, "is not JSON-RPC"),
     "17 MB": (502, False, "answered more than 16,777,216 bytes"),
-    "reset": (502, False, "broke off"),
+    "chunked": (200, True, ""),
+    "cut short": (502, False, "broke off"),
+    "shorter than sent": (502, False, ""),
+    "both framings": (502, False, ""),
+    "two lengths": (502, False, ""),
+    "no HTTP": (502, False, "did not answer in HTTP"),
+    "early hints": (502, False, "answered what nobody asked for"),
 }
 
 
@@ -177,13 +183,27 @@ def test_whatever_a_vendor_does_bots_get_an_answer_and_no_secret(
 def test_a_call_that_may_have_acted_is_not_said_to_have_failed(
     gateway: Gateway, vendor: RPCVendor, bot: Bot
 ) -> None:
-    vendor.faults = ["reset"]
+    sending = BODY.replace(b"getSlot", b"sendTransaction")
+    vendor.faults = ["ok", "reset", "ok", "500"]
+    for told in ("broke off", "answered with HTTP 500"):
+        assert gateway.call(bot.key).status == 200
 
-    reply = gateway.call(bot.key, BODY.replace(b"getSlot", b"sendTransaction"))
+        reply = gateway.call(bot.key, sending)
 
-    assert (reply.status, reply.reason) == (504, "OutcomeUnknown")
-    assert "look first" in reply.body["error"]["message"]
-    assert vendor.methods == ["sendTransaction"]
+        assert (reply.status, reply.reason) == (504, "OutcomeUnknown")
+        assert f"{told}. sendTransaction may have had its effect: look first." in str(reply.body)
+    assert vendor.methods == ["getSlot", "sendTransaction"] * 2
+
+
+def test_a_read_is_asked_again_where_the_vendor_had_closed_the_connection(
+    gateway: Gateway, vendor: RPCVendor, bot: Bot
+) -> None:
+    vendor.faults = ["ok", "reset", "ok", "reset", "reset"]
+
+    told = [gateway.call(bot.key).status for _ in range(3)]
+
+    assert told == [200, 200, 502]
+    assert len(vendor.dials) == 5
 
 
 NO_CALLS: list[tuple[dict[str, Any], int]] = [

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +17,31 @@ SECRET: Final = "CANARY-4711-secret"
 """The vendor's key, in its address; nobody but the gateway may ever see it."""
 RESULT: Final = b'{"value":18446744073709551617,"price":1.10,"text":"\xc3\xa9"}'
 """What it answers: digits that a float or 64 bits would lose."""
+
+
+def _raw(framing: str) -> Callable[[int], bytes]:
+    """Return what answers a call by hand, with these headers."""
+    content = '{"jsonrpc":"2.0","id":%d,"result":"raw"}'
+    return lambda number: f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n{content % number}".encode()
+
+
+def _chunked(number: int) -> bytes:
+    parts = [b'{"jsonrpc":"2.0",', b'"id":%d,' % number, b'"result":"raw"}', b""]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+
+
+RAW: Final[Mapping[str, Callable[[int], bytes]]] = {
+    "chunked": _chunked,
+    "cut short": _raw("Content-Length: 400"),
+    "shorter than sent": _raw("Content-Length: 12"),
+    "both framings": _raw("Content-Length: 20\r\nTransfer-Encoding: chunked"),
+    "two lengths": _raw("Content-Length: 20\r\nContent-Length: 21"),
+    "no HTTP": lambda _: b"SSH-2.0-OpenSSH\r\n",
+    "early hints": lambda _: b"HTTP/1.1 103 Early Hints\r\n\r\n",
+}
+"""Answers that are no well-formed HTTP, or unusual."""
+ENDS: Final = frozenset({"cut short", "no HTTP"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +109,7 @@ class RPCVendor:
         }[fault]
 
 
-@contextmanager
-def rpc_vendor() -> Iterator[RPCVendor]:
-    """A vendor on a port of its own, until the block ends."""
-    vendor = RPCVendor()
-
+def _routes(vendor: RPCVendor) -> type[BaseHTTPRequestHandler]:
     class Routes(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -103,6 +124,11 @@ def rpc_vendor() -> Iterator[RPCVendor]:
                 )
                 os.close(self.connection.detach())
                 self.close_connection = True
+                return
+            if fault in RAW:
+                with suppress(OSError):
+                    self.wfile.write(RAW[fault](json.loads(body)["id"]))
+                self.close_connection = fault in ENDS
                 return
             if fault == "hang":
                 vendor.pauses.wait()
@@ -125,13 +151,21 @@ def rpc_vendor() -> Iterator[RPCVendor]:
         def log_message(self, *_: Any) -> None:
             """What was asked stands in `dials`."""
 
+    return Routes
+
+
+@contextmanager
+def rpc_vendor() -> Iterator[RPCVendor]:
+    """A vendor on a port of its own, until the block ends."""
+    vendor = RPCVendor()
+
     class Server(ThreadingHTTPServer):
         daemon_threads = True
 
         def handle_error(self, *_: Any) -> None:
             """Whoever breaks off is meant to."""
 
-    server = Server(("127.0.0.1", 0), Routes)
+    server = Server(("127.0.0.1", 0), _routes(vendor))
     vendor.url = f"http://127.0.0.1:{server.server_port}/v2/{SECRET}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()

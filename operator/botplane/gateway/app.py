@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: `POST /<chain>` with a bot's key, JSON-RPC in and out."""
+"""What the gateway serves: `POST /<chain>` with a bot's key, JSON-RPC in and out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from typing import Final
 from uuid import UUID
 
 import structlog
-from starlette.types import Receive, Scope, Send
 
 from botplane.errors import Rejected, Retryable
 from botplane.gateway import metrics
 from botplane.gateway.counts import Counts
+from botplane.gateway.http import (
+    MOST_HEADER_BYTES,
+    READ_SECONDS,
+    HTTPRequest,
+    HTTPResponse,
+)
 from botplane.gateway.policy import (
     CODES,
     MOST_BYTES,
@@ -40,7 +45,6 @@ from botplane.gateway.providers import Providers
 
 log = structlog.get_logger()
 
-READ_SECONDS: Final = 10.0
 RETRY_AFTER_SECONDS: Final = 2
 MOST_IN_FLIGHT: Final = 64
 """Calls of one tenant that wait for providers."""
@@ -65,35 +69,39 @@ class Gateway:
         self._numbers = itertools.count(1)
         self._in_flight = Counter[UUID]()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request."""
-        if scope["type"] != "http":
-            await send({"type": "websocket.close"})
-            return
+    async def answer(self, http: HTTPRequest) -> HTTPResponse:
+        """Answer one HTTP request, whatever happens."""
         request: Request | None = None
         try:
-            access = check_age(self._access(), time.monotonic())
-            caller, chain = caller_of(access, _key_hash(scope)), self._chain(scope)
-            request = read_request(await _read_body(receive))
+            access, caller, chain = self._admit(http)
+            request = read_request(bytes(http.body))
             check_limits(access, caller)
-            status, body = HTTPStatus.OK, await self._serve(caller, chain, request)
+            body = await self._serve(caller, chain, request)
         except (Rejected, Retryable) as error:
             metrics.CALLS.labels(error.reason).inc(len(request.calls) if request else 1)
-            status, body = CODES[error.reason][0], _refused(request, error)
+            return _refused(request, error)
         except Exception:
             log.exception("Could not answer a call")
-            bug = Rejected("InternalError", "The gateway's log has the details.")
-            status, body = CODES[bug.reason][0], _refused(request, bug)
-        await _answer(send, status, body)
+            return _refused(
+                request, Rejected("InternalError", "The gateway's log has the details.")
+            )
+        return HTTPResponse(status=HTTPStatus.OK, body=body)
 
-    def _chain(self, scope: Scope) -> str:
-        if scope["method"] != "POST":
+    def _admit(self, http: HTTPRequest) -> tuple[Access, Caller, str]:
+        if http.refused:
+            raise _unread(http.refused)
+        access = check_age(self._access(), time.monotonic())
+        return access, caller_of(access, _key_hash(http)), self._chain(http)
+
+    def _chain(self, http: HTTPRequest) -> str:
+        if http.method != "POST":
             raise Rejected("MethodNotAllowed", "Send calls with POST.")
-        chain: str = scope["path"].removeprefix("/")
+        chain = http.path.removeprefix("/")
         if chain not in self._providers.secrets:
             known = ", ".join(sorted(self._providers.secrets))
             raise Rejected("ChainNotFound", f"There is no chain {chain[:64]!r}, only {known}.")
-        if _header(scope, b"content-type").partition(b";")[0].strip() != b"application/json":
+        content_type = http.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if content_type != b"application/json":
             raise Rejected("ContentTypeUnsupported", "Send JSON as application/json.")
         return chain
 
@@ -135,46 +143,32 @@ class Gateway:
         return answer_body(call, answer, self._providers.secrets[chain])
 
 
-def _refused(request: Request | None, error: Rejected | Retryable) -> bytes:
+def _refused(request: Request | None, error: Rejected | Retryable) -> HTTPResponse:
+    status, _ = CODES[error.reason]
+    is_later = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
     if request is None:
-        return refusal_body(None, error)
-    bodies = [refusal_body(call, error) for call in request.calls]
-    return batch_body(bodies) if request.is_batch else bodies[0]
+        body = refusal_body(None, error)
+    else:
+        bodies = [refusal_body(call, error) for call in request.calls]
+        body = batch_body(bodies) if request.is_batch else bodies[0]
+    return HTTPResponse(
+        status=status, body=body, retry_after=RETRY_AFTER_SECONDS if is_later else None
+    )
 
 
-def _key_hash(scope: Scope) -> bytes:
-    kind, _, key = _header(scope, b"authorization").partition(b" ")
+def _unread(reason: str) -> Rejected:
+    text = {
+        "RequestInvalid": "Send HTTP/1.1.",
+        "HeadersTooLarge": f"Send {MOST_HEADER_BYTES:,} bytes of headers at most.",
+        "BodyTooLarge": f"Send {MOST_BYTES:,} bytes at most.",
+        "RequestTooSlow": f"Send the request within {READ_SECONDS:.0f} seconds.",
+    }
+    return Rejected(reason, text[reason])
+
+
+def _key_hash(http: HTTPRequest) -> bytes:
+    kind, _, key = http.headers.get(b"authorization", b"").partition(b" ")
     if kind.lower() != b"bearer" or not 0 < len(key) <= _LONGEST_KEY:
         text = "Send the header `Authorization: Bearer <gateway-key>`."
         raise Rejected("Unauthenticated", text)
     return hashlib.sha256(key.strip()).digest()
-
-
-def _header(scope: Scope, name: bytes) -> bytes:
-    return next((value for key, value in scope["headers"] if key == name), b"")
-
-
-async def _read_body(receive: Receive) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(READ_SECONDS):
-            while True:
-                message = await receive()
-                body += message.get("body", b"")
-                if len(body) > MOST_BYTES:
-                    raise Rejected("BodyTooLarge", f"Send {MOST_BYTES:,} bytes at most.")
-                if message["type"] == "http.disconnect" or not message.get("more_body"):
-                    return bytes(body)
-    except TimeoutError:
-        text = f"Send the body within {READ_SECONDS:.0f} seconds."
-        raise Rejected("BodyTooSlow", text) from None
-
-
-async def _answer(send: Send, status: HTTPStatus, body: bytes) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
-        headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
-    if status in {HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT}:
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status.value, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

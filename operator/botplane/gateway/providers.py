@@ -6,24 +6,19 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from botplane.errors import Rejected
 from botplane.gateway.policy import WRITES, Call
+from botplane.gateway.upstream import BrokenError, UnreachableError, Upstream
 
-CONNECT_SECONDS: Final = 3.0
 ANSWER_SECONDS: Final = 10.0
 MOST_BYTES: Final = 16 << 20
-KEPT_SECONDS: Final = 15.0
-"""Less than providers keep a connection: a call on one that ends at that moment fails."""
-MOST_CONNECTIONS: Final = 512
 _CHAIN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEAST_SECRET = 8
-_HEADERS: Final = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
 
 
 def read_endpoints(path: Path) -> dict[str, str]:
@@ -62,49 +57,42 @@ class Providers:
     """Asks providers. An error never holds an address: it would reach logs and bots."""
 
     def __init__(self, endpoints: Mapping[str, str]) -> None:
-        self._endpoints = endpoints
         self.secrets = {chain: secrets_of(url) for chain, url in endpoints.items()}
-        self._session: aiohttp.ClientSession | None = None
+        self._upstreams = {chain: Upstream(url, MOST_BYTES) for chain, url in endpoints.items()}
 
-    async def open(self) -> None:
-        """Make the connections' home, in the event loop that uses it."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=KEPT_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS),
-        )
-
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        for upstream in self._upstreams.values():
+            upstream.close()
 
     async def ask(self, chain: str, call: Call, body: bytes) -> bytes:
-        """Return what the provider of a chain answers to a call; it is asked once.
+        """Return what the provider of a chain answers to a call.
+
+        It is asked once; a read again, where the connection had been closed meanwhile.
 
         Raises:
             Rejected: `ProviderFailed`: it had no answer. `OutcomeUnknown`: the call may have had
                 an effect.
         """
-        if self._session is None:
-            raise RuntimeError("not open")
+        upstream = self._upstreams[chain]
         try:
-            async with self._session.post(
-                self._endpoints[chain], data=body, headers=_HEADERS, allow_redirects=False
-            ) as answer:
-                content = await _read(answer)
-        except aiohttp.ClientConnectorError:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                try:
+                    response = await upstream.post(body)
+                except BrokenError as error:
+                    if call.method in WRITES or not error.was_kept:
+                        raise
+                    response = await upstream.post(body, fresh=True)
+        except UnreachableError:
             text = f"The provider of {chain} cannot be reached. The call was not sent."
             raise Rejected("ProviderFailed", text) from None
-        except (TimeoutError, aiohttp.ClientError) as error:
-            late = isinstance(error, asyncio.TimeoutError)
-            told = f"did not answer within {ANSWER_SECONDS:.0f} s" if late else "broke off"
-            raise _lost(chain, call, told) from None
-        if content is None:
-            raise _lost(chain, call, f"answered more than {MOST_BYTES:,} bytes")
-        if answer.status >= 300 and not _is_rpc(content):  # noqa: PLR2004 - all but success
-            raise _lost(chain, call, f"answered with HTTP {answer.status}")
-        return content
+        except BrokenError as error:
+            raise _lost(chain, call, str(error)) from None
+        except TimeoutError:
+            raise _lost(chain, call, f"did not answer within {ANSWER_SECONDS:.0f} s") from None
+        if response.status >= HTTPStatus.MULTIPLE_CHOICES and not _is_rpc(response.body):
+            raise _lost(chain, call, f"answered with HTTP {response.status}")
+        return response.body
 
 
 def _lost(chain: str, call: Call, told: str) -> Rejected:
@@ -112,17 +100,6 @@ def _lost(chain: str, call: Call, told: str) -> Rejected:
         text = f"The provider of {chain} {told}. {call.method} may have had its effect: look first."
         return Rejected("OutcomeUnknown", text)
     return Rejected("ProviderFailed", f"The provider of {chain} {told}.")
-
-
-async def _read(answer: aiohttp.ClientResponse) -> bytes | None:
-    """Return the content, or None for more than anybody wants."""
-    content = bytearray()
-    async for chunk in answer.content.iter_any():
-        content += chunk
-        if len(content) > MOST_BYTES:
-            answer.close()
-            return None
-    return bytes(content)
 
 
 def _is_rpc(content: bytes) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 from uuid import uuid4
@@ -17,10 +18,10 @@ from botplane.errors import Rejected, Retryable
 from botplane.gateway import metrics, store
 from botplane.gateway.app import Gateway
 from botplane.gateway.counts import Counts
-from botplane.gateway.policy import Access
+from botplane.gateway.http import HTTPServer
+from botplane.gateway.policy import MOST_BYTES, Access
 from botplane.gateway.providers import Providers, read_endpoints
 from botplane.gateway.settings import GatewaySettings
-from botplane.http_server import Server
 from botplane.metering.events import store as event_store
 from botplane.metering.events.policy import Verdict
 from botplane.store.pool import Database, Role
@@ -116,27 +117,33 @@ def run(
     Raises:
         Rejected: The file of providers is missing or invalid.
     """
-    providers = Providers(read_endpoints(settings.rpc_endpoints))
+    endpoints = read_endpoints(settings.rpc_endpoints)
     database = Database(database_url, Role.GATEWAY, max_size=CONNECTIONS)
     process = GatewayProcess(database, clock)
     health = serve_health(settings.gateway_health_port, process)
-    log.info("Serving the gateway", port=settings.gateway_port, chains=sorted(providers.secrets))
-    uvloop.run(_serve(process, providers, settings.gateway_port, clock))
+    log.info("Serving the gateway", port=settings.gateway_port, chains=sorted(endpoints))
+    uvloop.run(_serve(process, endpoints, settings.gateway_port, clock))
     health.shutdown()
     database.close()
     log.info("Stopped the gateway")
 
 
 async def _serve(
-    process: GatewayProcess, providers: Providers, port: int, clock: Callable[[], datetime]
+    process: GatewayProcess,
+    endpoints: Mapping[str, str],
+    port: int,
+    clock: Callable[[], datetime],
 ) -> None:
-    await providers.open()
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    providers = Providers(endpoints)
     gateway = Gateway(providers, process.counts, process.access, clock)
     beside = [asyncio.create_task(process.follow()), asyncio.create_task(process.report())]
-    await Server(gateway, port, lifespan="off").serve()
+    await HTTPServer(gateway.answer, MOST_BYTES).serve(port, ended)
     for task in beside:
         task.cancel()
     await asyncio.gather(*beside, return_exceptions=True)
     if not await process.write():
         log.error("Ended with calls that are not billed", calls=process.counts.waiting)
-    await providers.close()
+    providers.close()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import structlog
+import uvicorn
 from fastapi import FastAPI
 
 from botplane.billing.payments.settings import PaymentSettings
 from botplane.billing.trades import store as trade_store
 from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
-from botplane.http_server import Server
 from botplane.metering.events import store as event_store
 from botplane.metering.events.policy import Trade, Verdict
 from botplane.metering.events.store import Batch
@@ -33,6 +35,8 @@ log = structlog.get_logger()
 CONNECTIONS: Final = 4
 PARTITIONS_SECONDS: Final = 3600.0
 RETRY_SECONDS: Final = 5.0
+MOST_CONNECTIONS: Final = 2000
+DRAIN_SECONDS: Final = 20
 
 
 class WebProcess:
@@ -108,6 +112,14 @@ class WebProcess:
         return None if self._prepared else "Postgres has not answered yet"
 
 
+class _Server(uvicorn.Server):
+    """Leaves signals to `run`: uvicorn would raise them again after a clean end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 def run(database_url: str, port: int, clock: Callable[[], datetime] = utc_now) -> None:
     """Serve until SIGTERM, then answer what was taken and return.
 
@@ -117,7 +129,23 @@ def run(database_url: str, port: int, clock: Callable[[], datetime] = utc_now) -
         clock: Current time in UTC.
     """
     process = WebProcess(database_url, PaymentSettings(), clock)
-    server = Server(process.app, port, lifespan="on")
+    config = uvicorn.Config(
+        process.app,
+        host="0.0.0.0",  # noqa: S104 - a pod has one address
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    server = _Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     log.info("Serving web", port=port)
     server.run()
     log.info("Stopped web")

@@ -1,0 +1,283 @@
+"""HTTP/1.1 as bots speak it: bounded requests, answered one after the other on each connection.
+
+A protocol on the event loop and httptools: a web framework and its HTTP client cost more for each
+call than all the rest of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final, cast
+
+import httptools
+
+MOST_CONNECTIONS: Final = 2000
+MOST_HEADER_BYTES: Final = 8 << 10
+MOST_QUEUED: Final = 8
+"""Requests that a client has sent ahead on one connection before it is read again."""
+READ_SECONDS: Final = 10.0
+IDLE_SECONDS: Final = 75.0
+LINGER_SECONDS: Final = 2.0
+"""A connection that is closed while data comes in takes the answer on its way with it."""
+DRAIN_SECONDS: Final = 20.0
+SWEEP_SECONDS: Final = 1.0
+
+_PHRASES: Final[Mapping[HTTPStatus, bytes]] = {
+    status: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class HTTPRequest:
+    """One request.
+
+    Attributes:
+        method: Such as `POST`.
+        path: Without what may follow a `?`.
+        headers: By name in lower case.
+        body: Empty if it is refused.
+        keep_alive: Whether the client may send another one after it.
+        refused: Why it was not read to its end: `RequestInvalid`, `HeadersTooLarge`, `BodyTooLarge`
+            or `RequestTooSlow`; empty for one that was.
+    """
+
+    method: str = ""
+    path: str = ""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+    keep_alive: bool = False
+    refused: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HTTPResponse:
+    """An answer in JSON."""
+
+    status: HTTPStatus
+    body: bytes
+    retry_after: int | None = None
+
+    def head(self, *, keep_alive: bool) -> bytes:
+        """Return all that precedes the body."""
+        more = b"" if self.retry_after is None else b"retry-after: %d\r\n" % self.retry_after
+        if not keep_alive:
+            more += b"connection: close\r\n"
+        return b"%scontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n" % (
+            _PHRASES[self.status],
+            len(self.body),
+            more,
+        )
+
+
+Answer = Callable[[HTTPRequest], Awaitable[HTTPResponse]]
+"""Answers any request, and raises nothing."""
+
+
+class HTTPServer:
+    """Serves connections until `drain`."""
+
+    def __init__(self, answer: Answer, most_body_bytes: int) -> None:
+        self.answer = answer
+        self.most_body_bytes = most_body_bytes
+        self.connections: set[Connection] = set()
+        self.is_ending = False
+        self._is_empty = asyncio.Event()
+
+    async def serve(self, port: int, ended: asyncio.Event) -> None:
+        """Serve on all addresses until `ended`; then finish what was begun, for 20 seconds."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(self), "0.0.0.0", port)  # noqa: S104 - a pod has one address
+        while not ended.is_set():
+            self.sweep(time.monotonic())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await ended.wait()
+        server.close()
+        await self._drain()
+
+    def forget(self, connection: Connection) -> None:
+        """Note that a connection is no more."""
+        self.connections.discard(connection)
+        if self.is_ending and not self.connections:
+            self._is_empty.set()
+
+    def sweep(self, now: float) -> None:
+        """End the connections on which nothing has come for too long, at monotonic seconds."""
+        for connection in [c for c in self.connections if c.deadline < now]:
+            connection.expire()
+
+    async def _drain(self) -> None:
+        self.is_ending = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        last = time.monotonic() + DRAIN_SECONDS
+        while self.connections and time.monotonic() < last:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await self._is_empty.wait()
+            self.sweep(time.monotonic())
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One connection of a client."""
+
+    def __init__(self, server: HTTPServer) -> None:
+        self._server = server
+        self._parser = httptools.HttpRequestParser(self)
+        self._request = HTTPRequest()
+        self._header_bytes = 0
+        self._is_in_head = False
+        self._is_reading = False
+        self._is_over = False
+        """Nothing is read any more: the last answer is on its way."""
+        self._queue: deque[HTTPRequest] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self.deadline = time.monotonic() + READ_SECONDS
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, unless there are too many."""
+        # uvloop's transports are streams and no subclasses of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self._server.connections.add(self)
+        if len(self._server.connections) > MOST_CONNECTIONS:
+            self.abort()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Forget the connection; a call that is under way goes on and is counted."""
+        self._server.forget(self)
+        self._is_over = True
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        """Wait with answers: the client does not read them."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """Go on with answers."""
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came."""
+        if self._is_over:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Who asks for another protocol has its answer in this one.
+            self._request.keep_alive = False
+            self._is_over = True
+        except httptools.HttpParserError:
+            self._refuse("RequestInvalid")
+        if self._is_in_head:
+            self._count_header(len(data))
+
+    def on_message_begin(self) -> None:
+        """A request starts."""
+        self._request = HTTPRequest()
+        self._header_bytes = 0
+        self._is_in_head = self._is_reading = True
+        self.deadline = time.monotonic() + READ_SECONDS
+
+    def on_url(self, url: bytes) -> None:
+        """Take the target, or a part of it."""
+        self._request.path += url.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; of one that comes twice the first counts."""
+        self._request.headers.setdefault(name.lower(), value)
+
+    def on_headers_complete(self) -> None:
+        """Look at what the headers ask for."""
+        request = self._request
+        size = sum(len(name) + len(value) for name, value in request.headers.items())
+        self._is_in_head, self._header_bytes = False, 0
+        self._count_header(size + len(request.path))
+        request.method = self._parser.get_method().decode("latin-1")
+        request.path = request.path.partition("?")[0]
+        request.keep_alive = self._parser.should_keep_alive()
+        if request.headers.get(b"expect", b"").lower() == b"100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body, as long as it is not too large."""
+        if len(self._request.body) + len(body) > self._server.most_body_bytes:
+            self._refuse("BodyTooLarge")
+        elif not self._is_over:
+            self._request.body += body
+
+    def on_message_complete(self) -> None:
+        """Answer the request when it is its turn."""
+        self._is_reading = False
+        if not self._is_over:
+            self._enqueue(self._request)
+
+    def expire(self) -> None:
+        """End a connection on which nothing has come for too long; who is being answered stays."""
+        if self._task is not None:
+            self.deadline = time.monotonic() + READ_SECONDS
+        elif self._is_reading and not self._is_over:
+            self._refuse("RequestTooSlow")
+        else:
+            self._transport.abort()
+
+    def close_if_idle(self) -> None:
+        """End the connection unless a request is being answered."""
+        if self._task is None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self._transport.abort()
+
+    def _count_header(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > MOST_HEADER_BYTES:
+            self._refuse("HeadersTooLarge")
+
+    def _refuse(self, reason: str) -> None:
+        """Answer a request that is not read to its end, and nothing after it."""
+        if self._is_over:
+            return
+        self._is_over, self._is_in_head, self._is_reading = True, False, False
+        self._enqueue(HTTPRequest(refused=reason))
+
+    def _enqueue(self, request: HTTPRequest) -> None:
+        self._queue.append(request)
+        if len(self._queue) >= MOST_QUEUED:
+            self._transport.pause_reading()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._answer_queue())
+
+    async def _answer_queue(self) -> None:
+        while self._queue:
+            request = self._queue.popleft()
+            response = await self._server.answer(request)
+            keep_alive = request.keep_alive and not self._server.is_ending
+            await self._writable.wait()
+            if self._transport.is_closing():
+                break
+            self._transport.write(response.head(keep_alive=keep_alive) + response.body)
+            if not keep_alive:
+                self._end()
+                break
+            if len(self._queue) < MOST_QUEUED:
+                self._transport.resume_reading()
+        self._queue.clear()
+        self._task = None
+        self.deadline = time.monotonic() + (LINGER_SECONDS if self._is_over else IDLE_SECONDS)
+
+    def _end(self) -> None:
+        """Say that nothing follows, and let the client end what it is sending."""
+        self._is_over = True
+        self._transport.resume_reading()
+        self._transport.write_eof()

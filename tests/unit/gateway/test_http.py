@@ -1,0 +1,182 @@
+"""HTTP from strangers: bounded, in order, and nothing that two readers could read in two ways."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+import pytest
+
+from botplane.gateway.http import (
+    IDLE_SECONDS,
+    READ_SECONDS,
+    HTTPRequest,
+    HTTPResponse,
+    HTTPServer,
+)
+from tests.support.controlplane.ports import free_ports
+from tests.support.until import until
+
+HEAD = "POST /c HTTP/1.1\r\nHost: g\r\n"
+CALL = f"{HEAD}Content-Length: 2\r\n\r\n{{}}"
+
+
+class Echo:
+    """Answers with what it was asked; a path `/wait…` waits."""
+
+    def __init__(self) -> None:
+        self.goes_on = asyncio.Event()
+        self.begun: list[str] = []
+
+    async def __call__(self, request: HTTPRequest) -> HTTPResponse:
+        """Answer a request."""
+        self.begun.append(request.path)
+        if request.path.startswith("/wait"):
+            await self.goes_on.wait()
+        told = [request.refused or request.path, request.body.decode()]
+        status = HTTPStatus.BAD_REQUEST if request.refused else HTTPStatus.OK
+        return HTTPResponse(status=status, body=json.dumps(told).encode())
+
+
+@asynccontextmanager
+async def serving(echo: Echo) -> AsyncIterator[tuple[HTTPServer, int, asyncio.Event]]:
+    (port,) = free_ports(1)
+    server, ended = HTTPServer(echo, most_body_bytes=1000), asyncio.Event()
+    task = asyncio.create_task(server.serve(port, ended))
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            break
+        except OSError:
+            await asyncio.sleep(0)
+    writer.close()
+    yield server, port, ended
+    ended.set()
+    await task
+
+
+async def said(port: int, *sent: str) -> list[list[str]]:
+    """Return the bodies of all answers to what is sent, until the server ends the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in sent:
+        writer.write(part.encode("latin-1"))
+        await writer.drain()
+    writer.write_eof()
+    text = (await reader.read()).decode()
+    writer.close()
+    return [json.loads(line.partition("\r\n\r\n")[2]) for line in text.split("HTTP/1.1 ")[1:]]
+
+
+REFUSED = {
+    "no HTTP": ("hello\r\n\r\n", "RequestInvalid"),
+    "a length and chunks": (
+        f"{HEAD}Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{{}}",
+        "RequestInvalid",
+    ),
+    "two lengths": (f"{HEAD}Content-Length: 2\r\nContent-Length: 2\r\n\r\n{{}}", "RequestInvalid"),
+    "a signed length": (f"{HEAD}Content-Length: +2\r\n\r\n{{}}", "RequestInvalid"),
+    "an unknown coding": (f"{HEAD}Transfer-Encoding: xchunked\r\n\r\n{{}}", "RequestInvalid"),
+    "a space before the colon": (f"{HEAD}Content-Length : 2\r\n\r\n{{}}", "RequestInvalid"),
+    "a folded header": (f"{HEAD}X: a\r\n b\r\nContent-Length: 2\r\n\r\n{{}}", "RequestInvalid"),
+    "bare line ends": (CALL.replace("\r\n", "\n"), "RequestInvalid"),
+    "headers of 9 kB": (f"{HEAD}X: {'x' * 9000}\r\n\r\n", "HeadersTooLarge"),
+    "a target of 9 kB": (f"POST /{'x' * 9000} HTTP/1.1\r\n\r\n", "HeadersTooLarge"),
+    "a body of 1,001 bytes": (f"{HEAD}Content-Length: 1001\r\n\r\n{'x' * 1001}", "BodyTooLarge"),
+    "chunks of 1,001 bytes": (
+        f"{HEAD}Transfer-Encoding: chunked\r\n\r\n3e9\r\n{'x' * 1001}\r\n0\r\n\r\n",
+        "BodyTooLarge",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_what_is_refused_ends_the_connection_and_nothing_after_it_is_read(name: str) -> None:
+    request, reason = REFUSED[name]
+    async with serving(Echo()) as (_, port, _ended):
+        assert await said(port, request + CALL) == [[reason, ""]]
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+async def test_requests_sent_ahead_are_answered_in_their_order_however_they_are_cut(
+    size: int,
+) -> None:
+    calls = "".join(CALL.replace("/c", f"/{n}?q={n}").replace("{}", f"{n:02}") for n in range(40))
+    calls += CALL.replace("/c", "/last").replace("Host", "Connection: close\r\nHost")
+    parts = [calls[at : at + size] for at in range(0, len(calls), size)]
+    async with serving(Echo()) as (_, port, _ended):
+        told = await said(port, *parts)
+
+    assert told == [*([f"/{n}", f"{n:02}"] for n in range(40)), ["/last", "{}"]]
+
+
+async def test_headers_that_never_end_are_not_kept() -> None:
+    async with serving(Echo()) as (_, port, _ended):
+        told = await said(port, f"{HEAD}X: ", *["x" * 1000] * 12)
+
+    assert told == [["HeadersTooLarge", ""]]
+
+
+async def test_who_sends_nothing_or_half_a_request_is_ended_and_who_waits_is_not() -> None:
+    echo = Echo()
+    async with serving(echo) as (server, port, _ended):
+        idle, slow, waiting = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        slow[1].write(CALL[:30].encode())
+        waiting[1].write(CALL.replace("/c", "/wait").encode())
+        await until(lambda: len(server.connections) == 3 and echo.begun == ["/wait"])
+        await asyncio.sleep(0)
+
+        server.sweep(time.monotonic() + max(READ_SECONDS, IDLE_SECONDS) + 1)
+
+        assert b"RequestTooSlow" in await slow[0].read()
+        assert await idle[0].read() == b""
+        echo.goes_on.set()
+        assert b"/wait" in await waiting[0].readuntil(b"]")
+        for _, writer in (idle, slow, waiting):
+            writer.close()
+
+
+async def test_an_end_answers_what_was_begun_and_takes_nothing_new() -> None:
+    echo = Echo()
+    async with serving(echo) as (server, port, ended):
+        idle, waiting = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        waiting[1].write((CALL.replace("/c", "/wait") + CALL).encode())
+        await until(lambda: len(server.connections) == 2 and echo.begun == ["/wait"])
+        ended.set()
+        assert await idle[0].read() == b""
+        with pytest.raises(OSError, match="Connect call failed"):
+            await asyncio.open_connection("127.0.0.1", port)
+
+        echo.goes_on.set()
+        told = (await waiting[0].read()).decode()
+        for _, writer in (idle, waiting):
+            writer.close()
+
+    assert "connection: close" in told
+    assert echo.begun == ["/wait"]
+
+
+async def test_a_client_that_reads_no_answers_is_not_answered_ahead() -> None:
+    echo = Echo()
+    async with serving(echo) as (_, port, _ended):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        call = (f"{HEAD}Content-Length: 1000\r\n\r\n" + "x" * 1000).encode()
+        sent = asyncio.create_task(_flood(writer, call * 20_000))
+        await until(lambda: len(echo.begun) > 100)
+        before = -1
+        while before != len(echo.begun):
+            before = len(echo.begun)
+            await asyncio.sleep(0.2)
+        sent.cancel()
+        reader.feed_eof()
+        writer.transport.abort()
+
+    assert before < 20_000
+
+
+async def _flood(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(data)
+    await writer.drain()
