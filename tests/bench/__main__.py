@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.bench import admission, ingestion, latency, month, scale
+from tests.bench import admission, gateway, ingestion, latency, month, scale
 from tests.bench.alone import a_state, measured_alone
 from tests.bench.client import open_client
 from tests.bench.rows import HEAD, Row
@@ -23,7 +23,7 @@ def main() -> int:
     """Run every benchmark and return the exit code: 0 when all bars hold."""
     with a_state() as state:
         rows = _of_kubernetes(state)
-    rows += measured_alone(ingestion.measure, month.measure)
+    rows += measured_alone(gateway.measure, ingestion.measure, month.measure)
     print(f"\n{HEAD}", *rows, sep="\n")
     return 0 if all(row.holds for row in rows) else 1
 
@@ -49,6 +49,7 @@ async def _measure(installed: Installation) -> list[Row]:
             await latency.bots(client),
             await latency.drift(client),
             await latency.handover(client, installed),
+            await asyncio.to_thread(gateway.refusal, installed),
             await admission.admission(client, installed.cluster, 1),
             await admission.admission(client, installed.cluster, 16),
         ]

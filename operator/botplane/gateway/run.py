@@ -79,29 +79,40 @@ class GatewayProcess:
             await self.write()
 
     async def write(self) -> bool:
-        """Write what was counted until now; return whether all of it is on disk."""
-        while batches := self.counts.take():
-            metrics.UNWRITTEN.set(self.counts.waiting)
-            try:
+        """Write what failed, or else what was counted; return whether it is on disk now."""
+        batches = self.counts.take()
+        try:
+            if batches:
                 told = await asyncio.to_thread(
                     self._database.call, event_store.ingest, batches, self._clock()
                 )
-            except (Rejected, Retryable) as error:
-                log.warning("Calls were not written", message=error.message)
-                return False
-            lost = sum(
-                v in {Verdict.CONFLICT, Verdict.REJECTED} for verdicts in told for v in verdicts
-            )
-            if lost:
-                log.error("Calls were refused as usage", events=lost)
-            self.counts.confirm()
-        metrics.UNWRITTEN.set(0)
+                _check(told)
+                self.counts.confirm()
+        except (Rejected, Retryable) as error:
+            log.warning("Calls were not written", message=error.message)
+            return False
+        finally:
+            metrics.UNWRITTEN.set(self.counts.waiting)
         return True
+
+    async def write_all(self) -> None:
+        """Write what is left, at the end."""
+        while self.counts.waiting:
+            if not await self.write():
+                log.error("Ended with calls that are not billed", calls=self.counts.waiting)
+                return
 
     def _read(self, conn: Any) -> Access:
         now, at = self._clock(), time.monotonic()
         stopped = usage_store.refused(conn, now)
         return Access(callers=store.callers(conn), stopped=stopped, read_at=at)
+
+
+def _check(told: list[list[Verdict]]) -> None:
+    """Log what can only be a bug: no other process has our source, and the calls were just made."""
+    lost = sum(v in {Verdict.CONFLICT, Verdict.REJECTED} for verdicts in told for v in verdicts)
+    if lost:
+        log.error("Calls were refused as usage", events=lost)
 
 
 def run(
@@ -140,10 +151,17 @@ async def _serve(
     providers = Providers(endpoints)
     gateway = Gateway(providers, process.counts, process.access, clock)
     beside = [asyncio.create_task(process.follow()), asyncio.create_task(process.report())]
+
+    def note_end(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("A part of the process has ended", exc_info=error)
+            ended.set()
+
+    for task in beside:
+        task.add_done_callback(note_end)
     await HTTPServer(gateway.answer, MOST_BYTES).serve(port, ended)
     for task in beside:
         task.cancel()
     await asyncio.gather(*beside, return_exceptions=True)
-    if not await process.write():
-        log.error("Ended with calls that are not billed", calls=process.counts.waiting)
+    await process.write_all()
     providers.close()
