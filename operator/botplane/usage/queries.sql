@@ -287,15 +287,23 @@ WHERE COALESCE(t.quantity, 0) <> COALESCE(r.quantity, 0)
 SELECT tenant_id FROM tenant WHERE name = %(tenant)s AND closed_at IS NULL
 
 -- note_limits --
--- Each warning once per period; returns those that are new.
+-- Each warning once per period; returns those that are new. Where the highest that is due was given,
+-- the lower ones were given before it or with it.
+WITH near AS (
+    SELECT u.*, CASE WHEN u.used >= u.limit_value THEN 100
+        WHEN u.used * 100 >= u.limit_value * 90 THEN 90
+        WHEN u.used * 100 >= u.limit_value * 80 THEN 80 ELSE 50 END AS due
+    FROM unnest(%(tenants)s::uuid[], %(periods)s::text[], %(scopes)s::text[], %(used)s::numeric[],
+        %(limits)s::numeric[]) AS u (tenant_id, period, scope, used, limit_value)
+    WHERE u.used * 100 >= u.limit_value * 50
+)
 INSERT INTO limit_notice AS n (tenant_id, period, scope, percent, used, limit_value, noticed_at)
 SELECT u.tenant_id, u.period, u.scope, p.percent, u.used, u.limit_value, %(now)s
-FROM unnest(%(tenants)s::uuid[], %(periods)s::text[], %(scopes)s::text[], %(used)s::numeric[],
-    %(limits)s::numeric[]) AS u (tenant_id, period, scope, used, limit_value)
+FROM near u
 CROSS JOIN unnest(ARRAY[50, 80, 90, 100]) AS p (percent)
-WHERE u.used * 100 >= u.limit_value * p.percent
+WHERE p.percent <= u.due
     AND NOT EXISTS (SELECT FROM limit_notice k WHERE k.tenant_id = u.tenant_id
-        AND k.period = u.period AND k.scope = u.scope AND k.percent = p.percent)
+        AND k.period = u.period AND k.scope = u.scope AND k.percent = u.due)
 ORDER BY u.tenant_id, u.period, u.scope, p.percent
 ON CONFLICT DO NOTHING
 RETURNING n.tenant_id, n.period, n.scope, n.percent, n.used, n.limit_value
