@@ -1,4 +1,4 @@
-"""The two families of expected errors; anything else is a bug."""
+"""The two families of expected errors, and the end of a process; anything else is a bug."""
 
 from __future__ import annotations
 
@@ -31,3 +31,7 @@ class Retryable(Exception):  # noqa: N818 - a verdict on the moment
         self.reason = reason
         self.message = message
         self.after_seconds = after_seconds
+
+
+class Fenced(Exception):  # noqa: N818 - a verdict on this process
+    """Another operator leads: nothing was written, and this process must end."""

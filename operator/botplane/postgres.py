@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import astuple
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 
@@ -18,8 +18,9 @@ from botplane.billing.dunning.policy import notice_finding as dunning_finding
 from botplane.billing.dunning.store import take_untold
 from botplane.billing.payments.store import overdue_tenants
 from botplane.billing.pricebook import PriceBook
-from botplane.errors import Rejected, Retryable
+from botplane.errors import Fenced, Rejected, Retryable
 from botplane.kube.drift import digest
+from botplane.store.epoch import newest_epoch, take_epoch
 from botplane.store.errors import translated_errors
 from botplane.store.pool import Role, connect, open_pool
 from botplane.tenants import store as tenant_store
@@ -37,6 +38,11 @@ T = TypeVar("T")
 
 SHOWN_FOR_SECONDS = 60.0
 UNAVAILABLE = "DatabaseUnavailable"
+FENCED = (
+    "This process was paused or cut off while another took over. It ends, to be started again; "
+    "nothing is to be done. If this comes again and again, two installations use one database: "
+    "give each its own."
+)
 
 
 class Reading(NamedTuple):
@@ -71,16 +77,38 @@ class News(NamedTuple):
 
 
 class Postgres:
-    """The operator's calls of Postgres: skipped when nothing changed.
+    """The operator's calls of Postgres: skipped when nothing changed, refused unless it leads.
 
     While it is away, `follow` alone goes on asking: a thousand tenants that each wait for the
     same answer would leave no pass to anybody else.
     """
 
-    def __init__(self, database_url: str, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        clock: Callable[[], datetime],
+        identity: str,
+        holds_lease: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """Take an address, a clock, and as whom this process leads.
+
+        Args:
+            database_url: Address as libpq reads it.
+            clock: Tells the time.
+            identity: Name of this replica, which others read when they are refused.
+            holds_lease: Proves, by a write to Kubernetes, that this process leads at that moment.
+        """
         self._url = database_url
-        self._pool = open_pool(database_url, Role.OPERATOR)
+        self._epoch = uuid4()
+        self._pool = open_pool(database_url, Role.OPERATOR, epoch=self._epoch)
         self._clock = clock
+        self._identity = identity
+        self._holds_lease = holds_lease
+        self._leads = False
+        """Its epoch was the newest once; from then on Postgres says when it is no longer."""
+        self._taking_over = asyncio.Lock()
+        self.fenced = asyncio.Event()
+        """Another operator has taken over: this process must end."""
         self._registered: dict[UUID, str] = {}
         self._published: dict[str, tuple[str, int]] = {}
         self._states: dict[str, AccountState] = {}
@@ -212,22 +240,64 @@ class Postgres:
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Return what a store function says of a connection and these arguments.
 
+        Who is fenced gets no answer, and so has nothing to report to anybody: it waits for its end.
+
         Raises:
-            Retryable: Postgres is away; once that is known, it is raised at once.
+            Retryable: Postgres is away; once that is known, it is raised at once. Or this process
+                cannot prove that it leads.
         """
-        if self._away:
-            raise Retryable(UNAVAILABLE, self._away)
-
-        def run() -> T:
-            with translated_errors(), self._pool.connection() as conn:
-                return function(conn, *arguments)
-
         try:
-            return await asyncio.to_thread(run)
+            if not self._leads:
+                await self._take_over()
+            return await self._ask(function, *arguments)
         except Retryable as error:
             if error.reason == UNAVAILABLE:
                 self._away = error.message
             raise
+        except Fenced:
+            self.fenced.set()
+            await asyncio.Event().wait()
+            raise
+
+    async def _take_over(self) -> None:
+        """Make the epoch of this process the newest, once: at the first contact with Postgres.
+
+        The order is what makes it safe, however long each step takes: see `store.epoch`.
+        """
+        async with self._taking_over:
+            if self._leads:
+                return
+            seen = await self._ask(newest_epoch)
+            # Equal when it was taken already, and the answer was lost.
+            if seen != self._epoch:
+                if not await self._holds_lease():
+                    raise Retryable(
+                        "LeadershipUnproven",
+                        "The Lease could not be renewed before the first write.",
+                    )
+                if not await self._ask(self._replace, seen):
+                    raise Retryable(
+                        "LeadershipUnproven", "Another operator has taken over at the same time."
+                    )
+            self._leads = True
+
+    def _replace(self, conn: Any, seen: UUID | None) -> bool:
+        return take_epoch(conn, self._epoch, self._identity, seen=seen, now=self._clock())
+
+    async def _ask(self, function: Callable[..., T], *arguments: Any) -> T:
+        if self._away:
+            raise Retryable(UNAVAILABLE, self._away)
+
+        def run() -> T:
+            try:
+                with translated_errors(), self._pool.connection() as conn:
+                    return function(conn, *arguments)
+            except Fenced as error:
+                # Here, where the task that waits for an answer may have been cancelled already.
+                log.error("Fenced", message=str(error), advice=FENCED)  # noqa: TRY400 - no bug
+                raise
+
+        return await asyncio.to_thread(run)
 
 
 def _is_first(last: dict[str, Any] | None, figures: dict[str, Any] | None) -> bool:

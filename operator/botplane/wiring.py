@@ -84,15 +84,17 @@ class Operator:
         self._children = Children()
         self._queue: WorkQueue[Key] = WorkQueue(time.monotonic, _tenant_of)
         self._resync = Resync(self._client, self._objects, self._children, self._wake)
-        self._postgres = Postgres(settings.database_url, utc_now)
-        self._neighbours = Neighbours(
-            self._objects, self._children, settings.bot_repository, self._postgres.state
-        )
         self._lease = Lease(
             self._client,
             Ref("Lease", settings.namespace, "botplane-operator"),
             settings.identity,
             utc_now,
+        )
+        self._postgres = Postgres(
+            settings.database_url, utc_now, settings.identity, self._lease.is_held
+        )
+        self._neighbours = Neighbours(
+            self._objects, self._children, settings.bot_repository, self._postgres.state
         )
         self._commitments = Commitments(self._client, self._objects)
         self._network = NetworkProbe(self._client, settings.namespace)
@@ -176,7 +178,7 @@ class Operator:
         await watches.run(self._child_kinds)
 
     async def _lead(self) -> None:
-        """Wait for the lease, then work until it is lost."""
+        """Wait for the lease, then work until it is lost, or Postgres knows another leader."""
         await self._lease.acquire()
         self._leading = True
         controller = Controller(self._queue, self._reconcilers(), self._report_bug)
@@ -196,10 +198,12 @@ class Operator:
                 group.create_task(self._count_capacity()),
             ]
             working = group.create_task(controller.run())
-            await self._lease.hold()
+            held = group.create_task(self._lease.hold())
+            fenced = group.create_task(self._postgres.fenced.wait())
+            await asyncio.wait({held, fenced}, return_when=asyncio.FIRST_COMPLETED)
             # At once: another replica leads soon, and what passes here still write is old news.
             self._queue.close()
-            for task in (*background, working):
+            for task in (*background, working, held, fenced):
                 task.cancel()
 
     def _reconcilers(self) -> dict[str, Callable[[Key], Awaitable[Done]]]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from botplane.clock import utc_now
-from botplane.postgres import Postgres as OperatorCalls
+from botplane.store.migrate import migrate
 from tests.support.controlplane.postgres import Postgres
+from tests.support.operator_calls import operator_calls
 from tests.support.world import World, a_bot, a_name, a_tenant, bot_key, tenant_key
 
 
@@ -48,9 +48,11 @@ def test_bots_go_on_while_postgres_is_down_and_accounts_open_afterwards(
 
 
 async def test_while_postgres_is_away_one_asks_and_all_others_are_told_at_once(
-    world: World, own_postgres: Postgres
+    own_postgres: Postgres, database: str
 ) -> None:
-    calls = OperatorCalls(world.installed.database_url, utc_now)
+    # At the database of the installation it would take over from the operator.
+    migrate(database)
+    calls = operator_calls(database)
     own_postgres.kill9()
 
     try:

@@ -20,7 +20,6 @@ import pytest
 from botplane.billing.store import publish_plan
 from botplane.metering.events.policy import UsageEvent
 from botplane.metering.events.store import Batch, ingest
-from botplane.postgres import Postgres as OperatorCalls
 from botplane.tenants.accounts import TenantAccount
 from botplane.tenants.store import register_tenant
 from botplane.usage.standing import LimitState, Standing
@@ -42,6 +41,7 @@ from tests.support.billing import (
     record_runs,
     waits_for_a_lock,
 )
+from tests.support.operator_calls import operator_calls
 from tests.support.random_usage import END, a_world
 from tests.support.until import until
 
@@ -380,7 +380,7 @@ async def test_warnings_of_a_round_that_breaks_off_are_told_by_the_next(
     conn: psycopg.Connection[Any], migrated: str, acme: TenantAccount
 ) -> None:
     call(conn, acme.tenant_id, "150")
-    operator = OperatorCalls(migrated, lambda: NOW)
+    operator = operator_calls(migrated, lambda: NOW)
     with psycopg.connect(migrated) as other:
         other.execute("LOCK payment_attempt")  # which is read last
         broken = asyncio.create_task(operator.follow())

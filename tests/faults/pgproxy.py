@@ -13,10 +13,12 @@ class PostgresProxy:
     """Listens on a port of its own; `cut_commits` says how many commits lose their answer.
 
     Only those of transactions that say `of` count: a process commits things of its own in between.
+    A statement without a transaction around it `ends` by itself.
     """
 
-    def __init__(self, database_url: str, of: bytes = b"") -> None:
+    def __init__(self, database_url: str, of: bytes = b"", *, ends: bytes = b"COMMIT\0") -> None:
         self._of = of
+        self._ends = ends
         target = urlsplit(database_url)
         self._target = (target.hostname or "127.0.0.1", target.port or 5432)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -54,7 +56,7 @@ class PostgresProxy:
         with _ended(client, server):
             while data := client.recv(65536):
                 said += data
-                if b"COMMIT\0" in data:
+                if self._ends in data:
                     if self.cut_commits > 0 and self._of in said:
                         self.cut_commits -= 1
                         doomed.set()

@@ -18,13 +18,14 @@ from botplane.postgres import Postgres
 from tests.support.billing import a_plan, an_account, waits_for_a_lock
 from tests.support.controlplane.postgres import Postgres as Server
 from tests.support.declared import MASTER_KEY
+from tests.support.operator_calls import operator_calls
 from tests.support.until import until
 
 
 @pytest.fixture
 def operators(migrated: str) -> Iterator[Postgres]:
     """The operator's side of an empty database."""
-    postgres = Postgres(migrated, utc_now)
+    postgres = operator_calls(migrated)
     yield postgres
     postgres.close()
 
@@ -54,7 +55,8 @@ async def test_a_standby_that_took_over_without_the_last_news_is_told_them_again
     postgres: Server, template: str
 ) -> None:
     name, account, bot = f"test_{uuid.uuid4().hex[:12]}", an_account(), uuid.uuid4()
-    operators = Postgres(postgres.create_database(name, template=template), utc_now)
+    url = postgres.create_database(name, template=template)
+    operators = operator_calls(url)
     keys = BotKeys(operators, MASTER_KEY, utc_now)
 
     async def tell() -> None:
@@ -63,8 +65,12 @@ async def test_a_standby_that_took_over_without_the_last_news_is_told_them_again
         await keys.settle({bot: account.tenant_id})
 
     await tell()
+    with psycopg.connect(url) as conn:
+        leader = conn.execute("SELECT epoch, holder, since FROM leadership").fetchone()
     postgres.drop_database(name)
-    url = postgres.create_database(name, template=template)
+    postgres.create_database(name, template=template)
+    with psycopg.connect(url) as conn:
+        conn.execute("INSERT INTO leadership (epoch, holder, since) VALUES (%s, %s, %s)", leader)
     with pytest.raises(Retryable):
         await operators.call(_away)
     assert await operators.follow() is not None

@@ -93,6 +93,10 @@ REASONS: Final[dict[str, Reason]] = {
         "Pay it; bots resume by themselves.",
     ),
     "KindNotServed": Reason("The API server does not know a kind.", "Install its definition."),
+    "LeadershipUnproven": Reason(
+        "The operator must prove that it leads before it writes to Postgres, and could not yet.",
+        "It is tried again.",
+    ),
     "LimitNear": Reason(
         "Half, 80 or 90 percent of a limit of the billing period is used.",
         "Raise the limit or change the plan before all of it is.",

@@ -39,6 +39,7 @@ class Lease:
         self._seen: tuple[Any, ...] = ()
         self._seen_at = 0.0
         self._held: Manifest | None = None
+        self._turn = asyncio.Lock()
 
     async def acquire(self) -> None:
         """Return once this replica leads."""
@@ -61,6 +62,10 @@ class Lease:
                 log.error("Lost leadership", lease=str(self._ref))
                 return
 
+    async def is_held(self) -> bool:
+        """Renew now, and return whether this replica holds the lease at this moment."""
+        return self._held is not None and await self._try()
+
     async def release(self) -> None:
         """Give the lease up, so that the next replica need not wait for it to expire."""
         if self._held is None:
@@ -82,6 +87,10 @@ class Lease:
             return False
 
     async def _try(self) -> bool:
+        async with self._turn:
+            return await self._tried()
+
+    async def _tried(self) -> bool:
         try:
             return await self._renewed() if self._held is not None else await self._taken()
         except (ConflictError, NotFoundError):

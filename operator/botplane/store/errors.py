@@ -10,7 +10,7 @@ import psycopg
 from psycopg import errors
 from psycopg_pool import PoolTimeout, TooManyRequests
 
-from botplane.errors import Rejected, Retryable
+from botplane.errors import Fenced, Rejected, Retryable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,7 +23,15 @@ _LOST_A_RACE = (
     errors.ExclusionViolation,
     errors.QueryCanceled,
 )
-_UNREACHABLE = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, TooManyRequests)
+_UNREACHABLE = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    errors.IdleInTransactionSessionTimeout,
+    PoolTimeout,
+    TooManyRequests,
+)
+_OLD_EPOCH = "BP001"
+"""What migration 033 says to an operator that leads no longer."""
 
 
 @contextmanager
@@ -38,6 +46,7 @@ def translated_errors(
     Raises:
         Rejected: A named constraint was violated.
         Retryable: The database is away, or somebody else changed the same rows.
+        Fenced: Another operator has taken over.
     """
     try:
         yield
@@ -50,3 +59,7 @@ def translated_errors(
         raise Retryable("DatabaseBusy", f"Another writer holds the rows: {error}") from error
     except _UNREACHABLE as error:
         raise Retryable("DatabaseUnavailable", f"Postgres did not answer: {error}") from error
+    except psycopg.DatabaseError as error:
+        if error.sqlstate != _OLD_EPOCH:
+            raise
+        raise Fenced(f"Nothing was written: {error.diag.message_primary}.") from error

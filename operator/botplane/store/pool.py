@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, LiteralString, TypeVar
+from typing import TYPE_CHECKING, Any, LiteralString, TypeVar
 
 import structlog
 from psycopg import Connection
@@ -12,12 +12,18 @@ from psycopg_pool import ConnectionPool
 
 from botplane.store.errors import translated_errors
 
+if TYPE_CHECKING:
+    from uuid import UUID
+
 log = structlog.get_logger()
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_SECONDS = 5
 RECONNECT_SECONDS = 2
 STATEMENT_TIMEOUT_SECONDS = 300
+PAUSE_SECONDS = 10
+"""So long may an operator say nothing within a transaction: shorter than a Lease takes to expire,
+so that one which is paused there holds no lock any more when the next one leads."""
 _OPTIONS = f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout=30s"
 _KEYWORDS: dict[str, Any] = {
     "autocommit": True,
@@ -28,6 +34,11 @@ _KEYWORDS: dict[str, Any] = {
 _BECOME: LiteralString = """
 SELECT set_config('role', r.rolname, false) FROM pg_roles r
 WHERE r.rolname = %(role)s AND pg_has_role(r.rolname, 'MEMBER')
+"""
+# Not among the options of a connection, which a pooler may drop in silence.
+_BE_FENCED: LiteralString = """
+SELECT set_config('botplane.epoch', %(epoch)s, false),
+    set_config('idle_in_transaction_session_timeout', %(pause)s, false)
 """
 
 
@@ -62,7 +73,7 @@ class Database:
 
 
 def open_pool(
-    database_url: str, role: Role, *, max_size: int = 4
+    database_url: str, role: Role, *, max_size: int = 4, epoch: UUID | None = None
 ) -> ConnectionPool[Connection[tuple[Any, ...]]]:
     """Return a pool that is ready at once and fills in the background.
 
@@ -72,7 +83,15 @@ def open_pool(
         database_url: Address as libpq reads it.
         role: Whose rights the connections have.
         max_size: Most connections of this process.
+        epoch: Said on each connection of an operator: migration 033 refuses what it writes
+            unless it leads.
     """
+
+    def configure(conn: Connection[tuple[Any, ...]]) -> None:
+        become(conn, role)
+        if epoch is not None:
+            conn.execute(_BE_FENCED, {"epoch": str(epoch), "pause": f"{PAUSE_SECONDS}s"})
+
     return ConnectionPool(
         database_url,
         min_size=1,
@@ -82,7 +101,7 @@ def open_pool(
         # The pool's own attempts grow rarer, and as long as one is due, who asks waits for it.
         reconnect_timeout=RECONNECT_SECONDS,
         check=ConnectionPool.check_connection,
-        configure=lambda conn: become(conn, role),
+        configure=configure,
         name="botplane",
         kwargs=_KEYWORDS,
     )

@@ -13,6 +13,7 @@ ROOMS = ("tenants", "bots", "kube", "store", "api", "runtime")
 FILES = (
     *("billing/reconcile.py", "billing/pricebook.py", "billing/money.py", "billing/store.py"),
     "usage/status.py",
+    "postgres.py",
 )
 MAKERS = {"Finding", "Rejected", "Retryable", "holds", "fails", "waits", "summarize", "Suspension"}
 ELSEWHERE = {

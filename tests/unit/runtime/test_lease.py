@@ -56,6 +56,48 @@ async def test_the_lease_of_one_that_died_is_taken_over(served: Served) -> None:
     assert api.objects[PLACE]["spec"]["holderIdentity"] == "alive"
 
 
+async def test_only_who_holds_the_lease_can_prove_it(served: Served) -> None:
+    api, client = served
+    first, second = replica(client, "one"), replica(client, "two")
+    assert not await first.is_held()
+
+    await first.acquire()
+    assert await first.is_held()
+
+    await second.acquire()
+    assert not await first.is_held()
+    assert await second.is_held()
+    refusal = failure(503, "no")
+    api.answer = lambda _method, _address: refusal
+    assert not await second.is_held()
+
+
+async def test_a_lease_that_was_deleted_and_taken_by_another_proves_nothing(served: Served) -> None:
+    api, client = served
+    first, second = replica(client, "one"), replica(client, "two")
+    await first.acquire()
+    del api.objects[PLACE]
+
+    await second.acquire()
+
+    assert not await first.is_held()
+    assert await second.is_held()
+
+
+async def test_proofs_and_renewals_at_once_do_not_hinder_each_other(
+    served: Served,
+) -> None:
+    _, client = served
+    leader = replica(client, "one")
+    await leader.acquire()
+    holding = asyncio.create_task(leader.hold())
+
+    assert all(await asyncio.gather(*(leader.is_held() for _ in range(20))))
+
+    assert not holding.done()
+    holding.cancel()
+
+
 async def test_a_leader_that_cannot_renew_says_so(served: Served) -> None:
     api, client = served
     leader = replica(client, "one")
