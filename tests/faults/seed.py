@@ -41,6 +41,8 @@ CAUGHT_BY = {
     "the_times_of_conditions",
     "lease-not-released": f"{CLUSTER}outages.py::test_the_second_replica_takes_over_before_a_lease_"
     "would_run_out",
+    "old-leaders-are-not-fenced": f"{FAULTS}leadership.py::test_a_leader_that_wakes_up_overwrites_"
+    "nothing_of_its_successor",
     "released-before-the-commit": f"{FAULTS}metering.py::test_no_pod_goes_while_postgres_is_down",
     "forgotten-before-the-commit": SEEDS,
     "later-ends-replace-earlier-ones": SEEDS,

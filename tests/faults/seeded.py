@@ -1,18 +1,23 @@
 """The command `botplane` with one of our own bugs put into it: tests that stay green are no tests.
 
 `BOTPLANE_SEEDED_BUG` names the bug, `BOTPLANE_RESYNC_SECONDS` shortens the time between full
-lists. Nothing of this is in the product: methods are replaced before the command starts.
+lists, `BOTPLANE_STOP_AT_WORD` stops it with writes in flight. Nothing of this is in the product:
+methods are replaced before the command starts.
 """
 
 # ruff: noqa: PLC0415, SLF001 - a bug imports and replaces what it is in
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 BUGS: dict[str, Callable[[], None]] = {}
@@ -367,8 +372,51 @@ def unproven_isolation_is_believed() -> None:
     put(network, "NOT_PROBED", network.ENFORCED)
 
 
+@bug
+def old_leaders_are_not_fenced() -> None:
+    from botplane import postgres
+    from botplane.store.pool import open_pool
+
+    put(postgres, "open_pool", lambda url, role, **_: open_pool(url, role))
+
+
+def stop_before_writing(word: str) -> None:
+    """Let the process freeze when it is about to write both a plan and an account.
+
+    Args:
+        word: A file; writes wait for each other from when it is there.
+    """
+    from botplane.billing import store as plans
+    from botplane.tenants import store as accounts
+
+    def stop() -> None:
+        # To this thread: it goes no further, and the other one waits for it.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+    both, end = threading.Barrier(2, stop), os._exit
+
+    def leave(code: int) -> None:
+        # What is in flight may be faster than the end of the process.
+        asyncio.get_running_loop()._default_executor.shutdown(wait=True)  # type: ignore[attr-defined]
+        end(code)
+
+    def frozen(right: Callable[..., Any]) -> Callable[..., Any]:
+        def wrong(*arguments: Any) -> Any:
+            if Path(word).exists():
+                both.wait()
+            return right(*arguments)
+
+        return wrong
+
+    put(os, "_exit", leave)
+    put(plans, "publish_plan", frozen(plans.publish_plan))
+    put(accounts, "register_tenant", frozen(accounts.register_tenant))
+
+
 def apply() -> None:
     """Put the bug in that the environment names, if any."""
+    if word := os.environ.get("BOTPLANE_STOP_AT_WORD"):
+        stop_before_writing(word)
     if name := os.environ.get("BOTPLANE_SEEDED_BUG"):
         BUGS[name]()
     if seconds := os.environ.get("BOTPLANE_RESYNC_SECONDS"):
