@@ -10,8 +10,6 @@ from tests.isolation.conftest import MEMBER, Stage
 from tests.isolation.deeds import as_member, as_system, as_user, declared, scene
 from tests.support.world import a_bot, a_name, a_plan, a_tenant, bot_key, path_of, tenant_key
 
-READY_SECONDS = 2.0
-
 
 def test_iso_080_a_namespace_that_exists_is_not_taken(stage: Stage) -> None:
     world, name = stage.world, a_name()
@@ -49,7 +47,7 @@ def test_iso_101_a_confirmed_definition_may_be_deleted(stage: Stage) -> None:
     assert answer.status == 200
 
 
-def test_a_bot_is_ready_soon_after_its_tenant(stage: Stage) -> None:
+def test_the_first_bot_of_a_new_tenant_is_refused_by_no_policy(stage: Stage) -> None:
     # The parameters of the policies must have reached the API server before the first pod.
     world, name = stage.world, a_name()
     world.create(a_tenant(name))
@@ -58,13 +56,14 @@ def test_a_bot_is_ready_soon_after_its_tenant(stage: Stage) -> None:
         call = create(Actor.ADMIN, scene(name).bots(), a_bot(name))
         return stage.api.send(call).status == 201
 
-    world.eventually(bot_is_taken, "the namespace takes a bot", READY_SECONDS)
-    took = world.seconds_until(
-        lambda: world.list("Pod", f"tenant-{name}"), "the bot has its pod", READY_SECONDS
-    )
+    world.eventually(bot_is_taken, "the namespace takes a bot")
+    took = world.seconds_until(lambda: world.list("Pod", f"tenant-{name}"), "the bot has its pod")
     world.wait_for(bot_key(name), "Ready", "True")
 
     print(f"\nfirst bot of a new tenant has its pod after {took:.2f} s")
+    events = world.api.get(f"/api/v1/namespaces/tenant-{name}/events")
+    failed = [e["message"] for e in events["items"] if e["reason"] == "FailedCreate"]
+    assert [message for message in failed if "ValidatingAdmissionPolicy" in message] == []
 
 
 def test_a_bot_beyond_a_lowered_plan_may_be_edited_but_not_grow(stage: Stage) -> None:

@@ -15,7 +15,6 @@ from tests.isolation.deeds import as_member, as_system, declared, scene
 from tests.support.world import a_name
 
 BATCH = "/apis/batch/v1"
-READY_SECONDS = 2.0
 RECOUNTED = 30
 """More than a quota allows that a flood may bring in while Kubernetes counts its use anew.
 
