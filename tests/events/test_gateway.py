@@ -30,6 +30,7 @@ from botplane.usage.status import limit_verdict
 from botplane.usage.store import enforce_limits, open_blocks, standings
 from tests.events.gateway import BODY, CHAIN, Bot, Gateway, a_bot, counted, gateway_process
 from tests.events.test_outage import mortal
+from tests.support.alerts import Alerts
 from tests.support.billing import a_plan, an_account
 from tests.support.controlplane import postgres as servers
 from tests.support.controlplane.waiting import until
@@ -412,6 +413,10 @@ def test_calls_are_served_while_postgres_is_away_and_counted_when_it_is_back(
         until(lambda: failed in gateway.log.read_text(), within=30, what="a write has failed")
         assert gateway.call(bot.key).status == 200
         assert gateway.probe("/livez")[0] == gateway.probe("/readyz")[0] == 200
+        told, alerts = [gateway.probe("/metrics")[1]] * 4, Alerts(tmp_path)
+        seen = float(told[0].rpartition("access_read_timestamp_seconds ")[2].split()[0])
+        assert not alerts.fires("BotplaneGatewayBlind", told, since=seen)
+        assert alerts.fires("BotplaneGatewayBlind", told, since=seen + 70)
         mortal.restart()
         made = len(vendor.dials)
         with psycopg.connect(url, autocommit=True) as conn:
