@@ -127,6 +127,20 @@ def test_erasure_needs_a_tenant_that_is_closed_and_billed(two: psycopg.Connectio
     assert refused.value.reason == "TenantNotFinished"
 
 
+def test_erasure_waits_for_the_invoice_of_a_tenant_that_nobody_has_billed_yet(
+    conn: psycopg.Connection[Any],
+) -> None:
+    publish_plan(conn, a_plan(fee="10.00"), at("2026-10-01"))
+    register_tenant(conn, ACME, at("2026-10-01"))
+    close_tenant(conn, ACME.tenant_id, at("2026-10-02"))
+    order = Order(tenant="acme", actor="ana", now=at("2026-10-03"))
+
+    with pytest.raises(Rejected) as refused:
+        erase_tenant(conn, order)
+
+    assert refused.value.reason == "TenantNotFinished"
+
+
 def test_erasure_takes_the_personal_data_and_leaves_the_books(
     two: psycopg.Connection[Any],
 ) -> None:

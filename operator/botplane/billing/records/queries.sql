@@ -13,6 +13,10 @@ ORDER BY l.seq
 SELECT i.number, i.period FROM invoice i WHERE i.tenant_id = %(tenant_id)s AND i.status <> 'void'
 ORDER BY i.number
 
+-- ensure_periods --
+-- A period that nobody has asked for yet has no row, and is not billed either.
+SELECT ensure_periods(%(now)s)
+
 -- state --
 SELECT t.closed_at IS NOT NULL, (SELECT count(*) FROM billing_period b
     WHERE b.tenant_id = t.tenant_id AND b.state <> 'closed')

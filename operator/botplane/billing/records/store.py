@@ -100,6 +100,7 @@ def erase_tenant(conn: Connection[Any], order: Order) -> bool:
     """
     with granting(conn, order, "The erasure") as (tenant_id, _):
         row = {"tenant_id": tenant_id}
+        conn.execute(SQL["ensure_periods"], {"now": order.now})
         state = conn.execute(SQL["state"], row).fetchone()
         if state is None or not state[0] or state[1]:
             raise Rejected(
