@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -101,7 +102,9 @@ def test_at_the_deadline_the_newest_bot_is_stopped(world: World) -> None:
 
 
 def test_a_deleted_tenants_namespace_is_kept_and_its_name_is_not_free(world: World) -> None:
+    yesterday = datetime.now(UTC) - timedelta(days=1)
     tenant = world.tenant(
+        billing={"subscriptionStartTime": f"{yesterday:%Y-%m-%dT%H:%M:%SZ}"},
         deletion={"protection": "Disabled", "retentionDays": 30},
         members=[{"kind": "User", "name": "ana", "role": "Operator"}],
     )
@@ -125,8 +128,12 @@ def test_a_deleted_tenants_namespace_is_kept_and_its_name_is_not_free(world: Wor
     _note(world, other, "retain-until", "2020-01-01T00:00:00Z")
     world.eventually(lambda: world.read("Namespace", "", other) is None, "the other is purged", 30)
     assert world.read("Secret", namespace, "wallet") is not None
+    with pytest.raises(CommandFailedError, match=r"on legal hold \(case 47/2026\)"):
+        world.installed.botplane("tenant-erase", tenant)
 
     _note(world, namespace, "legal-hold", None)
+    with pytest.raises(CommandFailedError, match="billed to its end"):
+        world.installed.botplane("tenant-erase", tenant)
 
     # The new tenant of the same name gets a namespace of its own once the old one is purged.
     world.wait_for(tenant_key(tenant), "Ready", "True", within=60)

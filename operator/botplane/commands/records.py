@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from botplane.commands.asking import TenantName, ask, collection, order
+from botplane.api import labels as lb
+from botplane.commands.asking import TenantName, ask, collection, order, told
+from botplane.errors import Rejected
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -118,8 +120,29 @@ def tenant_erase(tenant: TenantName) -> None:
     stay as they are, with the name of the organization: the law wants them kept, in most countries
     for six to ten years, and their hash proves that nothing in them was changed. Ask the payment
     processor to delete its customer.
+
+    The cluster is asked first whether what the tenant has left there is on legal hold.
     """
     from botplane.billing.records import store
 
+    with told():
+        _refuse_under_hold(tenant)
     erased = ask(lambda conn, now: store.erase_tenant(conn, order(tenant, now)))
     typer.echo("Erased." if erased else "There was nothing left to erase.")
+
+
+def _refuse_under_hold(tenant: str) -> None:
+    """Return if nothing of a tenant is on legal hold.
+
+    Raises:
+        Rejected: Its namespace is, or may not be read.
+        Retryable: The API server does not answer.
+    """
+    from botplane.isolation.calls import open_api
+
+    namespace = lb.tenant_namespace(tenant)
+    kept = open_api().read(f"/api/v1/namespaces/{namespace}") or {"metadata": {}}
+    why = kept["metadata"].get("annotations", {}).get(lb.LEGAL_HOLD)
+    if why is not None:
+        text = f"Namespace {namespace} is on legal hold ({why}): nothing is erased until that ends."
+        raise Rejected("LegalHold", text)
