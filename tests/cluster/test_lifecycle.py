@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -138,6 +139,29 @@ def test_a_deleted_tenants_namespace_is_kept_and_its_name_is_not_free(world: Wor
     # The new tenant of the same name gets a namespace of its own once the old one is purged.
     world.wait_for(tenant_key(tenant), "Ready", "True", within=60)
     assert world.read("Secret", namespace, "wallet") is None
+
+
+def test_what_holds_up_a_deletion_is_named_and_holds_up_nobody_else(world: World) -> None:
+    deletion = {"protection": "Disabled", "retentionDays": 0}
+    tenant, other = world.tenant(deletion=deletion), world.tenant(deletion=deletion)
+    for each in (tenant, other):
+        world.bot(each)
+    namespace = f"tenant-{tenant}"
+    (pod,) = (body["metadata"]["name"] for body in world.list("Pod", namespace))
+    held = [{"op": "add", "path": "/metadata/finalizers/-", "value": "example.com/held"}]
+    patch = ("patch", "pod", pod, "-n", namespace, "--type=json", "-p")
+    world.installed.kubectl(*patch, json.dumps(held))
+
+    for each in (tenant, other):
+        world.delete(*tenant_key(each))
+
+    body = world.wait_for(tenant_key(tenant), "Ready", "DeletionBlocked", within=60)
+    message = condition(body, "Ready")[2]
+    assert message == f"Deletion waits for Pod {pod} (finalizers: example.com/held)"
+    world.eventually(lambda: world.read(*tenant_key(other)) is None, "the other is gone", 60)
+    free = [{"op": "remove", "path": "/metadata/finalizers/0"}]
+    world.installed.kubectl(*patch, json.dumps(free))
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
 
 
 def test_a_tenant_on_legal_hold_is_not_deleted_by_anybody(world: World) -> None:

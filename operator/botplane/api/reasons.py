@@ -72,6 +72,10 @@ REASONS: Final[dict[str, Reason]] = {
     "DatabaseUnavailable": Reason(
         "Postgres did not answer.", "It is tried again; look at the database when it lasts."
     ),
+    "DeletionBlocked": Reason(
+        "A tenant is being deleted, and something of it does not go.",
+        "Ask who owns the finalizers that are named, or why the pod does not end.",
+    ),
     "Exposed": Reason("Public ports are reached at their hosts."),
     "Forbidden": Reason(
         "The API server refused a write of botplane.",

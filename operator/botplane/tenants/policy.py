@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from botplane.api.conditions import Finding
@@ -14,6 +15,10 @@ from botplane.api.tenant import DeletionProtection, TenantSpec
 from botplane.tenants.accounts import MONEY_REASONS
 
 ORDER_OF_REASONS = ("User", "Admin", "SpendLimit", "UsageLimit", "PaymentOverdue")
+DELETION_TAKES: Final = timedelta(seconds=10)
+"""What is still there later does not go by itself."""
+NAMED: Final = 3
+"""Objects in one message."""
 
 
 class Suspension(NamedTuple):
@@ -166,3 +171,29 @@ def plan_findings(spec: TenantSpec, plan: PlanSpec, bots: int) -> list[Finding]:
 
 def _is_allowed(registry: str, plan: PlanSpec) -> bool:
     return any(registry == a or registry.startswith(f"{a}/") for a in plan.image_registries)
+
+
+def deletion_blocked(kind: str, left: Iterable[Mapping[str, Any]], now: datetime) -> Finding | None:
+    """Return what holds up a deletion for longer than deletions take; None for what still goes.
+
+    Args:
+        kind: Of the objects.
+        left: Metadata of those that are still there.
+        now: Time of the decision. A pod's grace period does not count.
+    """
+    stuck = sorted(_named(kind, meta) for meta in left if _is_overdue(meta, now))
+    if not stuck:
+        return None
+    more = f" and {len(stuck) - NAMED} more" if len(stuck) > NAMED else ""
+    return Finding("DeletionBlocked", f"Deletion waits for {', '.join(stuck[:NAMED])}{more}")
+
+
+def _is_overdue(meta: Mapping[str, Any], now: datetime) -> bool:
+    asked = meta.get("deletionTimestamp")
+    return asked is not None and datetime.fromisoformat(asked) + DELETION_TAKES <= now
+
+
+def _named(kind: str, meta: Mapping[str, Any]) -> str:
+    finalizers: Sequence[str] = meta.get("finalizers", ())
+    held = f" (finalizers: {', '.join(finalizers)})" if finalizers else ""
+    return f"{kind} {meta['name']}{held}"

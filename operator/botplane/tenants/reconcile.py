@@ -27,7 +27,7 @@ from botplane.tenants import manifests, policy
 from botplane.tenants.accounts import AccountState, TenantAccount, remembered
 from botplane.tenants.capacity import insufficient
 from botplane.tenants.network import news
-from botplane.tenants.status import Progress, tenant_verdicts
+from botplane.tenants.status import Progress, blocked_status, tenant_verdicts
 
 KINDS = frozenset(
     {
@@ -310,9 +310,14 @@ class TenantReconciler:
         ours = found is not None and found.tenant_uid == uid
         if spec.deletion.protection is DeletionProtection.DISABLED and ours:
             # What the watches have not told of yet would stay behind.
-            told = self._cluster.children.get(space) is not None
-            if not told or not await self._stopped(space.name):
-                return Done(changed=told, after_seconds=1)
+            if self._cluster.children.get(space) is None:
+                return Done(after_seconds=1)
+            kind, left = await self._left(space.name)
+            if left:
+                blocked = policy.deletion_blocked(kind, left, self._site.clock())
+                if blocked is not None:
+                    await self._cluster.status.write(body, *blocked_status(body, blocked))
+                return Done(changed=True, after_seconds=1)
             await self._accounts.close(UUID(uid))
             await self._retain_or_delete(space, spec.deletion.retention_days)
         await self._cluster.remove_finalizer(body, lb.TENANT_FINALIZER)
@@ -331,21 +336,23 @@ class TenantReconciler:
             name = f"tenant-{role.value.lower()}s"
             await self._cluster.applier.delete(Ref("RoleBinding", space.name, name))
 
-    async def _stopped(self, namespace: str) -> bool:
-        """Delete the bots and return whether all that is metered of them is settled and gone."""
+    async def _left(self, namespace: str) -> tuple[str, list[Manifest]]:
+        """Delete the bots; return the metadata of what of them is not settled and gone, if any."""
         for key in self._cluster.objects.keys("BotDeployment", namespace):
             bot = self._cluster.objects.get(key)
             if bot is not None and "deletionTimestamp" not in bot["metadata"]:
                 await self._delete_bot(key, bot["metadata"]["uid"])
-        selector = f"{lb.MANAGED_BY}={lb.MANAGED_BY_VALUE}"
-        if await self._cluster.client.list("BotDeployment", namespace=namespace):
-            return False
-        for kind in ("Pod", "PersistentVolumeClaim"):
-            if await self._cluster.client.list(
+        managed = f"{lb.MANAGED_BY}={lb.MANAGED_BY_VALUE}"
+        for kind, selector in (
+            ("BotDeployment", ""),
+            ("Pod", managed),
+            ("PersistentVolumeClaim", managed),
+        ):
+            if left := await self._cluster.client.list(
                 kind, namespace=namespace, selector=selector, metadata_only=True
             ):
-                return False
-        return True
+                return kind, [body["metadata"] for body in left]
+        return "", []
 
     async def _delete_bot(self, key: Key, uid: str) -> None:
         try:

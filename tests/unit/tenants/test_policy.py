@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from botplane.tenants.policy import (
+    deletion_blocked,
     entitlements,
     plan_findings,
     plan_not_found,
@@ -128,3 +130,31 @@ def test_only_a_tenant_that_may_go_takes_its_bots_along(
     deletion: dict[str, Any], *, takes: bool
 ) -> None:
     assert takes_its_bots(a_tenant(deletion=deletion)) is takes
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        ([("a", None, [])], None),
+        ([("a", 5, ["example.com/x"])], None),
+        ([("a", 15, [])], "Deletion waits for Pod a"),
+        (
+            [("b", 15, ["botplane.io/metering", "example.com/x"]), ("a", 15, []), ("c", 5, [])],
+            "Deletion waits for Pod a, Pod b (finalizers: botplane.io/metering, example.com/x)",
+        ),
+        ([(n, 60, []) for n in "edcba"], "Deletion waits for Pod a, Pod b, Pod c and 2 more"),
+    ],
+)
+def test_what_holds_up_a_deletion_longer_than_it_takes_is_named(
+    left: list[tuple[str, int | None, list[str]]], message: str | None
+) -> None:
+    now = datetime(2026, 10, 1, 12, tzinfo=UTC)
+
+    def meta(name: str, asked: int | None, finalizers: list[str]) -> dict[str, Any]:
+        at = now - timedelta(seconds=asked or 0)
+        gone = {} if asked is None else {"deletionTimestamp": f"{at:%Y-%m-%dT%H:%M:%SZ}"}
+        return {"name": name, "finalizers": finalizers} | gone
+
+    found = deletion_blocked("Pod", [meta(*each) for each in left], now)
+
+    assert (None if found is None else found.message) == message
