@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from botplane.billing.adjustments.store import Order
+from botplane.billing.adjustments.store import CreditTerms, Order, grant_credit
 from botplane.billing.payments.fake import FakeProcessor
 from botplane.billing.payments.run import collect
 from botplane.billing.payments.store import set_payment_method
@@ -125,6 +125,67 @@ def test_next_period_makes_room_and_warns_anew(
     event = an_event(9, at("2026-12-01T12:00:00Z"), quantity=Decimal(60))
     ingest(conn, [Batch(tenant_id=strict.tenant_id, bot_id=None, events=[event])], december)
     assert enforced(conn, december) == [(SCOPE, 50, True)]
+
+
+OCT, NOV, DEC = at("2026-10-31"), at("2026-11-01"), at("2026-12-01")
+SECOND = timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("granted_at", "expires_at", "limit"),
+    [
+        (NOV, None, 55),
+        (NOW, DEC, 55),
+        (NOW, DEC - SECOND, 50),
+        (OCT, None, 50),
+        (NOW + SECOND, None, 50),
+    ],
+    ids=["kept", "until the end", "expires before", "of another period", "not granted yet"],
+)
+def test_credit_makes_room_in_its_period_if_it_can_pay_for_it(
+    conn: psycopg.Connection[Any],
+    strict: TenantAccount,
+    granted_at: datetime,
+    expires_at: datetime | None,
+    limit: int,
+) -> None:
+    register_tenant(conn, replace(strict, spend_limit=Decimal(50)), NOW)
+    terms = CreditTerms(credit_id="gift", amount="5.00", expires_at=expires_at)
+    grant_credit(conn, Order(tenant="acme", actor="ana", now=granted_at), terms)
+
+    assert standing_of(conn, "acme", NOW).spend_limit == limit
+
+
+@pytest.mark.parametrize(
+    ("limit", "later", "state"),
+    [
+        ("9.99", NOW, LimitState.SUSPENDED),
+        ("10", NOW, LimitState.SUSPENDED),
+        ("10.01", NOW, LimitState.CLEAR),
+        ("5", DEC, LimitState.CLEAR),
+        ("1", DEC, LimitState.SUSPENDED),
+    ],
+)
+def test_suspended_bots_stay_so_without_a_new_notice_until_there_is_room(
+    conn: psycopg.Connection[Any],
+    limit: str,
+    later: datetime,
+    state: LimitState,
+) -> None:
+    publish_plan(conn, a_plan("dear", fee="1", prices=[CALLS]), at("2026-09-01"))
+    account = an_account("dear", plan="dear", spend_limit=Decimal(5))
+    register_tenant(conn, account, at("2026-10-01"))
+    call(conn, account.tenant_id, "109")
+    enforced(conn)
+    later += timedelta(minutes=15)
+    assert (
+        standing_of(conn, "dear", NOW + timedelta(minutes=15)).limit_state is LimitState.SUSPENDED
+    )
+
+    register_tenant(conn, replace(account, spend_limit=Decimal(limit)), later)
+    enforced(conn, later)
+
+    assert standing_of(conn, "dear", later).limit_state is state
 
 
 def test_both_limits_block_and_clear_apart(
