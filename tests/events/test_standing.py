@@ -205,10 +205,14 @@ def test_running_bots_and_volumes_count_up_to_the_second(
         [NOW],
     )
     closed = standing_of(conn, "acme", NOW + timedelta(hours=1))
+    conn.execute("UPDATE runtime_interval SET ended_at = %s", [NOW - timedelta(hours=2)])
+    earlier = standing_of(conn, "acme", NOW + timedelta(hours=1))
 
     seconds = Decimal(9 * 86_400 + 43_200)
     assert first.quantity("bot_seconds") == closed.quantity("bot_seconds") == seconds
     assert later.quantity("bot_seconds") == seconds + 7
+    assert earlier.quantity("bot_seconds") == seconds - 7200
+    assert earlier.quantity("storage_gb_hours") == 2260
     assert first.quantity("cpu_core_seconds") == seconds
     assert first.quantity("storage_gb_hours") == closed.quantity("storage_gb_hours") == 2280
     assert totals_that_differ(conn) == []
