@@ -150,20 +150,42 @@ def test_usage_that_is_taken_back_becomes_a_credit_for_the_next_invoice(
     assert left == [("credit_note", 885)]
 
 
-def test_interval_that_ended_earlier_than_billed_is_corrected(
-    conn: psycopg.Connection[Any], acme: UUID
+@pytest.mark.parametrize(
+    ("start", "ends", "corrected"),
+    [
+        (at("2026-11-29"), (None, at("2026-11-30")), {"2026-11": (-24, -144)}),
+        (at("2026-11-29"), (at("2026-11-30T20:00:00Z"), at("2026-12-02")), {"2026-11": (4, 24)}),
+        (
+            at("2026-10-29"),
+            (None, at("2026-10-30")),
+            {"2026-10": (-48, -288), "2026-11": (-720, -4320)},
+        ),
+    ],
+    ids=["earlier", "later", "earlier by a period"],
+)
+def test_interval_whose_end_was_billed_wrong_is_corrected_in_every_period(
+    conn: psycopg.Connection[Any],
+    acme: UUID,
+    start: datetime,
+    ends: tuple[datetime | None, datetime],
+    corrected: dict[str, tuple[int, int]],
 ) -> None:
-    record_runs(conn, acme, [Run(start=at("2026-11-29"), end=None)])
+    billed, right = ends
+    record_runs(conn, acme, [Run(start=start, end=billed)])
     bill(conn, DEC)
 
     conn.execute(
-        "UPDATE runtime_interval SET ended_at = '2026-11-30T00:00:00Z',"
-        " close_reason = 'node_lost', close_quality = 'bounded'"
+        "UPDATE runtime_interval SET ended_at = %s,"
+        " close_reason = 'node_lost', close_quality = 'bounded'",
+        [right],
     )
     bill(conn, JAN)
 
-    [line] = corrections(conn, "2026-12")
-    assert (int(line.quantity), line.amount_minor) == (-24 * 3600, -144)
+    lines = corrections(conn, "2026-12")
+    found = {
+        line.detail["period"]: (int(line.quantity) // 3600, line.amount_minor) for line in lines
+    }
+    assert found == corrected
 
 
 def test_interval_that_ends_after_the_billed_period_marks_nothing(
