@@ -275,6 +275,31 @@ async def test_charge_while_its_period_is_billed_is_on_the_invoice_after(
     ]
 
 
+async def test_database_refuses_a_charge_for_a_period_that_is_billed_meanwhile(
+    conn: psycopg.Connection[Any], migrated: str, acme: UUID
+) -> None:
+    charge_one_off(conn, ORDER, SETUP)
+    complete_until(conn, NOV)
+    refused: list[errors.RestrictViolation] = []
+
+    def charge() -> None:
+        try:
+            with psycopg.connect(migrated) as mine:
+                row = [acme, NOV]
+                mine.execute("INSERT INTO one_off VALUES (%s, 'x', '2026-10', 'x', 1, %s)", row)
+        except errors.RestrictViolation as error:
+            refused.append(error)
+
+    charging = threading.Thread(target=charge)
+    with psycopg.connect(migrated) as biller, biller.transaction():
+        billing_run(biller, NOV)
+        charging.start()
+        await until(lambda: waits_for_a_lock(conn), seconds=20)
+    charging.join()
+
+    assert len(refused) == 1
+
+
 @pytest.mark.usefixtures("acme")
 def test_charges_beside_a_billing_run_are_on_one_invoice_each(
     conn: psycopg.Connection[Any], migrated: str
