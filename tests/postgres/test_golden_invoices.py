@@ -1,8 +1,9 @@
-"""The golden cases: usage in, an invoice to the last digit out."""
+"""The golden cases: usage in, an invoice to the last digit out; the standing said so before."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections import defaultdict
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from botplane.billing.money import plain
 from botplane.billing.run import invoice
 from botplane.billing.settlement import ChargeLimits
 from botplane.billing.store import publish_plan
+from botplane.tenants.accounts import TenantAccount
 from botplane.tenants.store import register_tenant
+from botplane.usage.store import standing_of, standings, totals_that_differ
 from tests.support.billing import (
     LATER,
     Run,
@@ -51,26 +54,15 @@ CASES = yaml.load(
 def test_invoice_is_right_to_the_last_digit(
     conn: psycopg.Connection[Any], case: dict[str, Any]
 ) -> None:
-    phases = case.get("subscribed", [["2026-10-01T00:00:00Z", "basic"]])
-    for name, prices in case["prices"].items():
-        publish_plan(conn, a_plan(name, **prices), at(phases[0][0]))
-    account = an_account(
-        currency=case.get("currency", "USD"),
-        time_zone=case.get("time_zone", "UTC"),
-        anchor_day=int(case.get("anchor_day", 1)),
-        subscription_start=at(phases[0][0]),
-    )
-    for since, plan in phases:
-        register_tenant(conn, an_account(**vars(account) | {"plan": plan}), at(since))
-    for since, revised in case.get("revised", []):
-        for name, prices in revised.items():
-            publish_plan(conn, a_plan(name, **prices), at(since))
+    account = _a_tenant(conn, case)
+    for period in case["invoices"]:
+        standings(conn, at(f"{period}-28"))  # whose totals are kept from here on
     record_runs(conn, account.tenant_id, [_run(run) for run in case.get("runs", [])])
     _use(conn, account.tenant_id, case)
-    _adjust(conn, case, at(phases[0][0]))
+    _adjust(conn, case, account.subscription_start)
     minimums = case.get("minimum_charges", {})
     limits = {k: ChargeLimits(minimum_minor=int(v)) for k, v in minimums.items()}
-    now = at(phases[0][0]) + LATER
+    now = account.subscription_start + LATER
     complete_until(conn, now)
 
     for period, expected in case["invoices"].items():
@@ -83,6 +75,7 @@ def test_invoice_is_right_to_the_last_digit(
         ]
         assert charged == expected["lines"]
         assert amount_text(issued.total_minor, issued.billed.currency) == expected["total"]
+        assert _so_far(conn, issued) == _charged(issued)
         assert issued.status is (Status.FINALIZED if issued.due_minor else Status.PAID)
         for sum_name in SUMS & expected.keys():
             minor = getattr(issued, f"{sum_name}_minor")
@@ -92,6 +85,26 @@ def test_invoice_is_right_to_the_last_digit(
         assert issued.billed.starts_at == at(expected.get("start", str(issued.billed.starts_at)))
         assert issued.billed.ends_at == at(expected.get("end", str(issued.billed.ends_at)))
         _use(conn, account.tenant_id, expected.get("then", {}))
+    assert totals_that_differ(conn) == []
+
+
+def _a_tenant(conn: psycopg.Connection[Any], case: dict[str, Any]) -> TenantAccount:
+    phases = case.get("subscribed", [["2026-10-01T00:00:00Z", "basic"]])
+    start = at(phases[0][0])
+    for name, prices in case["prices"].items():
+        publish_plan(conn, a_plan(name, **prices), start)
+    account = an_account(
+        currency=case.get("currency", "USD"),
+        time_zone=case.get("time_zone", "UTC"),
+        anchor_day=int(case.get("anchor_day", 1)),
+        subscription_start=start,
+    )
+    for since, plan in phases:
+        register_tenant(conn, an_account(**vars(account) | {"plan": plan}), at(since))
+    for since, revised in case.get("revised", []):
+        for name, prices in revised.items():
+            publish_plan(conn, a_plan(name, **prices), at(since))
+    return account
 
 
 def _use(conn: psycopg.Connection[Any], tenant_id: UUID, used: dict[str, Any]) -> None:
@@ -121,6 +134,21 @@ def _adjust(conn: psycopg.Connection[Any], case: dict[str, Any], since: datetime
         set_tax(conn, order, TaxTerms(**terms))
     for number, terms in enumerate(case.get("credits", [])):
         grant_credit(conn, order, CreditTerms(credit_id=f"credit-{number}", **terms))
+
+
+def _so_far(conn: psycopg.Connection[Any], issued: Invoice) -> dict[str, Decimal]:
+    """Return where the tenant stood in the last second of the period."""
+    stand = standing_of(conn, "acme", issued.billed.ends_at - timedelta(seconds=1))
+    amounts = {meter.meter: meter.cost for meter in stand.meters} | {"subscription": stand.fee}
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+def _charged(issued: Invoice) -> dict[str, Decimal]:
+    amounts = defaultdict[str, Decimal](Decimal)
+    for line in issued.lines:
+        if line.exact and line.kind in {"subscription", "usage"}:
+            amounts[line.meter or line.kind] += line.exact
+    return amounts
 
 
 def _text(minor: int, issued: Invoice) -> str:
