@@ -147,7 +147,9 @@ class Bot:
     key: str
 
 
-def a_bot(conn: psycopg.Connection[Any], tenant_id: UUID | None = None) -> Bot:
+def a_bot(
+    conn: psycopg.Connection[Any], tenant_id: UUID | None = None, scope: str = "rpc:call"
+) -> Bot:
     """Issue a key as the operator does."""
     bot_id, tenant_id = uuid4(), tenant_id or uuid4()
     key = IngestKey(
@@ -155,7 +157,7 @@ def a_bot(conn: psycopg.Connection[Any], tenant_id: UUID | None = None) -> Bot:
         tenant_id=tenant_id,
         bot_id=bot_id,
         secret_hash=secret_hash(f"key-of-{bot_id}"),
-        scopes=("rpc:call",),
+        scopes=(scope,),
     )
     register_keys(conn, [key], datetime.now(UTC))
     return Bot(tenant_id=tenant_id, bot_id=bot_id, key=f"key-of-{bot_id}")
