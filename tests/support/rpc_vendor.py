@@ -41,6 +41,11 @@ RAW: Final[Mapping[str, Callable[[int], bytes]]] = {
     "early hints": lambda _: b"HTTP/1.1 103 Early Hints\r\n\r\n",
 }
 """Answers that are no well-formed HTTP, or unusual."""
+LARGE: Final[Mapping[str, Callable[[], bytes]]] = {
+    "deep": lambda: b"[" * 100_000 + b"]" * 100_000,
+    "17 MB": lambda: b'"%s"' % (b"x" * (17 << 20)),
+}
+"""Results that are made when they are asked for, and not at each call."""
 ENDS: Final = frozenset({"cut short", "no HTTP"})
 
 
@@ -80,6 +85,8 @@ class RPCVendor:
 
     def answer(self, fault: str, number: int) -> tuple[int, bytes]:
         """Return status and body."""
+        if fault in LARGE:
+            return 200, b'{"jsonrpc":"2.0","id":%d,"result":%s}' % (number, LARGE[fault]())
         own = b'{"jsonrpc":"2.0","id":%d,' % number
         reverted = b'"error":{"code":3,"message":"execution reverted","data":"0x08c379a0"}}'
         leak = f'"error":{{"code":-32005,"message":"{SECRET} is over its limit"}}}}'.encode()
@@ -104,14 +111,13 @@ class RPCVendor:
             "result and error": (200, own + b'"result":1,"error":{"code":1,"message":"x"}}'),
             "neither": (200, own[:-1] + b"}"),
             "a list": (200, b"[" + own + b'"result":1}]'),
-            "deep": (200, own + b'"result":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
-            "17 MB": (200, own + b'"result":"' + b"x" * (17 << 20) + b'"}'),
         }[fault]
 
 
 def _routes(vendor: RPCVendor) -> type[BaseHTTPRequestHandler]:
     class Routes(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
