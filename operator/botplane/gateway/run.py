@@ -132,7 +132,12 @@ def run(
     database = Database(database_url, Role.GATEWAY, max_size=CONNECTIONS)
     process = GatewayProcess(database, clock)
     health = serve_health(settings.gateway_health_port, process)
-    log.info("Serving the gateway", port=settings.gateway_port, chains=sorted(endpoints))
+    log.info(
+        "Serving the gateway",
+        port=settings.gateway_port,
+        chains=sorted(endpoints),
+        source=process.counts.source,
+    )
     uvloop.run(_serve(process, endpoints, settings.gateway_port, clock))
     health.shutdown()
     database.close()
