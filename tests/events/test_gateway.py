@@ -38,6 +38,7 @@ from botplane.usage.store import enforce_limits, open_blocks, standings
 from tests.events.gateway import BODY, CHAIN, Bot, Gateway, a_bot, counted, gateway_process
 from tests.events.test_outage import mortal
 from tests.support.alerts import Alerts
+from tests.faults.pgproxy import PostgresProxy
 from tests.support.billing import a_plan, an_account
 from tests.support.controlplane import postgres as servers
 from tests.support.controlplane.waiting import until
@@ -448,6 +449,25 @@ async def test_a_lost_answer_to_a_commit_counts_no_call_twice(
     assert is_written is (nth > 1)
     assert counted(conn, bot) == 7
     assert broken.counts.waiting == 0
+
+
+async def test_an_end_writes_what_is_left_although_its_connections_break(
+    gateway: Gateway, conn: psycopg.Connection[Any]
+) -> None:
+    bot, wire = a_bot(conn), PostgresProxy(gateway.database_url, of=b"stage")
+    ended = GatewayProcess(Database(wire.url, Role.GATEWAY), partial(datetime.now, UTC))
+    caller = Caller(tenant_id=bot.tenant_id, bot_id=bot.bot_id)
+    wire.cut_commits = 2
+    for calls in (7, 3):
+        for _ in range(calls):
+            ended.counts.add(caller, datetime.now(UTC))
+        if calls == 7:
+            assert not await ended.write()
+
+    await ended.write_all()
+    wire.close()
+
+    assert (wire.cuts, ended.counts.waiting, counted(conn, bot)) == (2, 0, 10)
 
 
 def test_calls_are_served_while_postgres_is_away_and_counted_when_it_is_back(

@@ -36,6 +36,9 @@ WRITE_EVERY_SECONDS: Final = 5.0
 """What a killed process has counted since then is not billed."""
 STUCK_AFTER_SECONDS: Final = 330.0
 """Longer than the longest statement."""
+LAST_WRITE_SECONDS: Final = 8.0
+"""How long an end tries to write; with what is answered before it, less than Kubernetes waits."""
+TRY_AGAIN_SECONDS: Final = 0.2
 CONNECTIONS: Final = 2
 
 
@@ -96,11 +99,15 @@ class GatewayProcess:
         return True
 
     async def write_all(self) -> None:
-        """Write what is left, at the end."""
+        """Write what is left, at the end; a connection that breaks then is no reason to lose it."""
+        last = time.monotonic() + LAST_WRITE_SECONDS
         while self.counts.waiting:
-            if not await self.write():
+            if await self.write():
+                continue
+            if time.monotonic() > last:
                 log.error("Ended with calls that are not billed", calls=self.counts.waiting)
                 return
+            await asyncio.sleep(TRY_AGAIN_SECONDS)
 
     def _read(self, conn: Any) -> Access:
         now, at = self._clock(), time.monotonic()
