@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import structlog
 import uvloop
+from psycopg import errors
 
 from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
@@ -65,12 +66,16 @@ class GatewayProcess:
         return time.monotonic() - self._moved_at > STUCK_AFTER_SECONDS
 
     async def follow(self) -> None:
-        """Read who may call, again and again."""
+        """Read who may call, again and again.
+
+        Raises:
+            Rejected: Postgres does not let us.
+        """
         while True:
             try:
                 self._access = await asyncio.to_thread(self._database.call, self._read)
                 metrics.READ_AT.set(self._clock().timestamp())
-            except (Rejected, Retryable) as error:
+            except Retryable as error:
                 log.warning("Keys and limits were not read", message=error.message)
             self._moved_at = time.monotonic()
             await asyncio.sleep(READ_EVERY_SECONDS)
@@ -111,8 +116,15 @@ class GatewayProcess:
 
     def _read(self, conn: Any) -> Access:
         now, at = self._clock(), time.monotonic()
-        stopped = usage_store.refused(conn, now)
-        return Access(callers=store.callers(conn), stopped=stopped, read_at=at)
+        try:
+            stopped = usage_store.refused(conn, now)
+            return Access(callers=store.callers(conn), stopped=stopped, read_at=at)
+        except (errors.InsufficientPrivilege, errors.UndefinedTable) as error:
+            text = (
+                f"Postgres refuses the gateway: {error.diag.message_primary}. Run `botplane"
+                f" migrate` and give the user of DATABASE_URL the role {Role.GATEWAY}."
+            )
+            raise Rejected("SettingInvalid", text) from None
 
 
 def _check(told: list[list[Verdict]]) -> None:
@@ -133,22 +145,33 @@ def run(
         clock: Current time in UTC.
 
     Raises:
-        Rejected: The file of providers is missing or invalid.
+        Rejected: The file of providers is missing or invalid, a port is taken, or Postgres does
+            not give the rights of the gateway.
     """
     endpoints = read_endpoints(settings.rpc_endpoints)
     database = Database(database_url, Role.GATEWAY, max_size=CONNECTIONS)
     process = GatewayProcess(database, clock)
-    health = serve_health(settings.gateway_health_port, process)
+    try:
+        health = serve_health(settings.gateway_health_port, process)
+    except OSError as error:
+        database.close()
+        raise _taken("BOTPLANE_GATEWAY_HEALTH_PORT", settings.gateway_health_port, error) from None
     log.info(
         "Serving the gateway",
         port=settings.gateway_port,
         chains=sorted(endpoints),
         source=process.counts.source,
     )
-    uvloop.run(_serve(process, endpoints, settings.gateway_port, clock))
-    health.shutdown()
-    database.close()
+    try:
+        uvloop.run(_serve(process, endpoints, settings.gateway_port, clock))
+    finally:
+        health.shutdown()
+        database.close()
     log.info("Stopped the gateway")
+
+
+def _taken(name: str, port: int, error: OSError) -> Rejected:
+    return Rejected("SettingInvalid", f"{name} {port} cannot be served: {error.strerror}.")
 
 
 async def _serve(
@@ -164,16 +187,17 @@ async def _serve(
     gateway = Gateway(providers, process.counts, process.access, clock)
     beside = [asyncio.create_task(process.follow()), asyncio.create_task(process.report())]
 
-    def note_end(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("A part of the process has ended", exc_info=error)
-            ended.set()
-
     for task in beside:
-        task.add_done_callback(note_end)
-    await HTTPServer(gateway.answer, MOST_BYTES).serve(port, ended)
+        task.add_done_callback(lambda _: ended.set())
+    try:
+        await HTTPServer(gateway.answer, MOST_BYTES).serve(port, ended)
+    except OSError as error:
+        raise _taken("BOTPLANE_GATEWAY_PORT", port, error) from None
     for task in beside:
         task.cancel()
-    await asyncio.gather(*beside, return_exceptions=True)
+    outcomes = await asyncio.gather(*beside, return_exceptions=True)
     await process.write_all()
     providers.close()
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
