@@ -142,6 +142,13 @@ FAULTS: dict[str, tuple[int, bool, str]] = {
     "reverted": (200, True, ""),
     "reverted with 400": (200, True, ""),
     "leaks its key": (200, True, ""),
+    "leaks its key in escapes": (200, True, "names itself"),
+    "a result with its key": (200, True, "names itself"),
+    "a result with its key in escapes": (200, True, "names itself"),
+    "an error that is text": (502, False, "is not JSON-RPC"),
+    "a result beside no error": (200, True, '"id":"a","result":1}'),
+    "an error beside no result": (200, True, '"id":"a","error":{"code":3,'),
+    "not UTF-8 within": (502, False, "is not JSON-RPC"),
     "leaks its host": (200, True, ""),
     "500": (502, False, "answered with HTTP 500"),
     "429": (502, False, "answered with HTTP 429"),
@@ -194,15 +201,16 @@ def test_a_call_that_may_have_acted_is_not_said_to_have_failed(
     gateway: Gateway, vendor: RPCVendor, bot: Bot
 ) -> None:
     sending = BODY.replace(b"getSlot", b"sendTransaction")
-    vendor.faults = ["ok", "reset", "ok", "500"]
-    for told in ("broke off", "answered with HTTP 500"):
+    vendor.faults = ["ok", "reset", "ok", "500", "ok", "html", "ok", "another's answer"]
+    unread = "gave an answer that cannot be read"
+    for told in ("broke off", "answered with HTTP 500", unread, unread):
         assert gateway.call(bot.key).status == 200
 
         reply = gateway.call(bot.key, sending)
 
         assert (reply.status, reply.reason) == (504, "OutcomeUnknown")
         assert f"{told}. sendTransaction may have had its effect: look first." in str(reply.body)
-    assert vendor.methods == ["getSlot", "sendTransaction"] * 2
+    assert vendor.methods == ["getSlot", "sendTransaction"] * 4
 
 
 def test_a_read_is_asked_again_where_the_vendor_had_closed_the_connection(

@@ -90,6 +90,7 @@ class RPCVendor:
         own = b'{"jsonrpc":"2.0","id":%d,' % number
         reverted = b'"error":{"code":3,"message":"execution reverted","data":"0x08c379a0"}}'
         leak = f'"error":{{"code":-32005,"message":"{SECRET} is over its limit"}}}}'.encode()
+        escaped = SECRET.replace("A", "\\u0041").encode()
         host = f'"error":{{"code":-32005,"message":"http:\\/\\/{self.host} is slow"}}}}'.encode()
         return {
             "ok": (200, own + b'"result":' + RESULT + b"}"),
@@ -97,6 +98,13 @@ class RPCVendor:
             "reverted": (200, own + reverted),
             "reverted with 400": (400, own + reverted),
             "leaks its key": (200, own + leak),
+            "leaks its key in escapes": (200, own + leak.replace(SECRET.encode(), escaped)),
+            "a result with its key": (200, own + b'"result":["' + SECRET.encode() + b'"]}'),
+            "a result with its key in escapes": (200, own + b'"result":["' + escaped + b'"]}'),
+            "an error that is text": (200, own + b'"error":"busy"}'),
+            "a result beside no error": (200, own + b'"result":1,"error":null}'),
+            "an error beside no result": (200, own + b'"result":null,' + reverted),
+            "not UTF-8 within": (200, own + b'"result":"\xff"}'),
             "leaks its host": (200, own + host),
             "500": (500, b"<html>" + self.url.encode()),
             "429": (429, b"slow down " + self.url.encode()),

@@ -33,11 +33,9 @@ from botplane.gateway.policy import (
     Request,
     answer_body,
     batch_body,
-    call_body,
     caller_of,
     check_age,
     check_limits,
-    read_answer,
     read_request,
     refusal_body,
 )
@@ -136,11 +134,12 @@ class Gateway:
     async def _ask(self, caller: Caller, chain: str, call: Call) -> bytes:
         number, at = next(self._numbers), self._clock()
         with metrics.PROVIDER_SECONDS.labels(chain).time():
-            content = await self._providers.ask(chain, call, call_body(call, number))
-        answer = read_answer(content, number)
+            answer = await self._providers.ask(chain, call, number)
         self._counts.add(caller, at)
         metrics.CALLS.labels("answered" if answer.result else "error").inc()
-        return answer_body(call, answer, self._providers.secrets[chain])
+        # Results may well hold hosts: of nodes. In an error it is the provider that names its own.
+        hidden = self._providers.keys if answer.result else self._providers.secrets
+        return answer_body(call, answer, hidden[chain])
 
 
 def _refused(request: Request | None, error: Rejected | Retryable) -> HTTPResponse:

@@ -7,6 +7,7 @@ are, byte by byte: a number beyond 64 bits or a float keeps its digits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -104,6 +105,8 @@ CODES: Final[Mapping[str, tuple[HTTPStatus, int]]] = {
 }
 """HTTP status and JSON-RPC code of every refusal: a client that looks at either one sees it."""
 
+_LEFT_OUT = b'{"code":-32000,"message":"The provider\'s answer names itself: it is left out."}'
+_ESCAPE = re.compile(rb"\\(?:u00([0-7][0-9a-fA-F])|/)")
 _CALL = msgspec.json.Decoder(Call)
 _CALLS = msgspec.json.Decoder(list[Call])
 _ANSWER = msgspec.json.Decoder(Answer)
@@ -178,26 +181,32 @@ def call_body(call: Call, number: int) -> bytes:
 def read_answer(body: bytes, number: int) -> Answer:
     """Return the answer to the call that was sent under an id.
 
+    What JSON-RPC 1.0 has beside a result or an error, the other one as `null`, is left out.
+
     Raises:
         Rejected: It is no answer to it.
     """
     try:
+        # What is passed on as it is has not been looked at: texts in it may be no UTF-8.
+        body.decode()
         answer = _ANSWER.decode(body)
     except (ValueError, RecursionError):
         raise Rejected("ProviderFailed", "The provider's answer is not JSON-RPC 2.0.") from None
-    if answer.id != number or bool(answer.result) == bool(answer.error):
+    error = b"" if (error := bytes(answer.error)) == b"null" else error
+    result = Raw() if error and answer.result == Raw(b"null") else answer.result
+    if answer.id != number or bool(result) == bool(error):
         raise Rejected("ProviderFailed", "The provider's answer belongs to no call.")
-    return answer
+    if error and error[:1] != b"{":
+        raise Rejected("ProviderFailed", "The provider's answer is not JSON-RPC 2.0.")
+    return Answer(id=number, result=result, error=Raw(error))
 
 
 def answer_body(call: Call, answer: Answer, secrets: Collection[bytes]) -> bytes:
     """Return an answer as the bot gets it: under its own id, without the provider's secrets."""
-    if answer.result:
-        return _framed(call, b"result", bytes(answer.result))
-    error = bytes(answer.error)
-    if any(secret in error for secret in secrets):
-        error = b'{"code":-32000,"message":"The provider\'s error names itself: it is left out."}'
-    return _framed(call, b"error", error)
+    content = bytes(answer.result or answer.error)
+    if _names(content, secrets):
+        return _framed(call, b"error", _LEFT_OUT)
+    return _framed(call, b"result" if answer.result else b"error", content)
 
 
 def refusal_body(call: Call | None, error: Rejected | Retryable) -> bytes:
@@ -210,6 +219,15 @@ def refusal_body(call: Call | None, error: Rejected | Retryable) -> bytes:
 def batch_body(answers: Collection[bytes]) -> bytes:
     """Return answers as one."""
     return b"[" + b",".join(answers) + b"]"
+
+
+def _names(content: bytes, secrets: Collection[bytes]) -> bool:
+    """Say whether JSON holds a secret, also one that is written in escapes."""
+    if b"\\" in content:
+        content = _ESCAPE.sub(
+            lambda found: bytes.fromhex(found[1].decode()) if found[1] else b"/", content
+        )
+    return any(secret in content for secret in secrets)
 
 
 def _framed(call: Call | None, name: bytes, content: bytes) -> bytes:

@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from botplane.errors import Rejected
-from botplane.gateway.policy import WRITES, Call
+from botplane.gateway.policy import WRITES, Answer, Call, call_body, read_answer
 from botplane.gateway.upstream import BrokenError, UnreachableError, Upstream
 
 ANSWER_SECONDS: Final = 10.0
 MOST_BYTES: Final = 16 << 20
 _CHAIN = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEAST_SECRET = 8
+_WORD = re.compile(r"[a-z_-]+")
+"""Such as `mainnet-beta`, which answers may well hold."""
 
 
 def read_endpoints(path: Path) -> dict[str, str]:
@@ -46,11 +48,19 @@ def read_endpoints(path: Path) -> dict[str, str]:
     return content
 
 
-def secrets_of(url: str) -> tuple[bytes, ...]:
-    """Return the parts of an address that nobody else may read: its host and its long parts."""
+def keys_of(url: str) -> tuple[bytes, ...]:
+    """Return the parts of an address that may be keys: long, and more than a word."""
     parts = urlsplit(url)
     pieces = re.split(r"[/?&=]", f"{parts.path}?{parts.query}")
-    return tuple(p.encode() for p in (parts.netloc, *pieces) if len(p) >= _LEAST_SECRET)
+    pieces = [p for p in pieces if len(p) >= _LEAST_SECRET and not _WORD.fullmatch(p)]
+    return tuple({p.encode(): None for piece in pieces for p in (piece, unquote(piece))})
+
+
+def secrets_of(url: str) -> tuple[bytes, ...]:
+    """Return the parts of an address that nobody else may read: its host and its keys."""
+    parts = urlsplit(url)
+    hosts = {p.encode(): None for p in (parts.netloc, parts.hostname or "")}
+    return (*(host for host in hosts if len(host) >= _LEAST_SECRET), *keys_of(url))
 
 
 class Providers:
@@ -58,6 +68,7 @@ class Providers:
 
     def __init__(self, endpoints: Mapping[str, str]) -> None:
         self.secrets = {chain: secrets_of(url) for chain, url in endpoints.items()}
+        self.keys = {chain: keys_of(url) for chain, url in endpoints.items()}
         self._upstreams = {chain: Upstream(url, MOST_BYTES) for chain, url in endpoints.items()}
 
     def close(self) -> None:
@@ -65,15 +76,29 @@ class Providers:
         for upstream in self._upstreams.values():
             upstream.close()
 
-    async def ask(self, chain: str, call: Call, body: bytes) -> bytes:
+    async def ask(self, chain: str, call: Call, number: int) -> Answer:
         """Return what the provider of a chain answers to a call.
 
         It is asked once; a read again, where the connection had been closed meanwhile.
+
+        Args:
+            chain: One that has an endpoint.
+            call: Of a bot.
+            number: The id under which it is sent.
 
         Raises:
             Rejected: `ProviderFailed`: it had no answer. `OutcomeUnknown`: the call may have had
                 an effect.
         """
+        content = await self._content(chain, call, call_body(call, number))
+        try:
+            return read_answer(content, number)
+        except Rejected:
+            if call.method in WRITES:
+                raise _lost(chain, call, "gave an answer that cannot be read") from None
+            raise
+
+    async def _content(self, chain: str, call: Call, body: bytes) -> bytes:
         upstream = self._upstreams[chain]
         try:
             async with asyncio.timeout(ANSWER_SECONDS):

@@ -52,7 +52,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     [
         (f"https://rpc.example.com/v2/{SECRET}", {b"rpc.example.com", SECRET.encode()}),
         (f"https://rpc.example.com/?api-key={SECRET}", {b"rpc.example.com", SECRET.encode()}),
-        (f"https://{SECRET}.rpc.example.com:8443/", {f"{SECRET}.rpc.example.com:8443".encode()}),
+        (
+            f"https://{SECRET}.rpc.example.com:8443/",
+            {f"{SECRET}.rpc.example.com{port}".encode() for port in ("", ":8443")},
+        ),
+        ("https://rpc.example.com/mainnet-beta", {b"rpc.example.com"}),
+        ("http://short/s3cr3t%2Dkey", {b"s3cr3t%2Dkey", b"s3cr3t-key"}),
         ("http://short/v2", set()),
     ],
 )
