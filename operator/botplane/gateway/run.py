@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import structlog
 import uvloop
-from psycopg import errors
 
 from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
@@ -116,15 +115,9 @@ class GatewayProcess:
 
     def _read(self, conn: Any) -> Access:
         now, at = self._clock(), time.monotonic()
-        try:
+        with store.needed_rights():
             stopped = usage_store.refused(conn, now)
             return Access(callers=store.callers(conn), stopped=stopped, read_at=at)
-        except (errors.InsufficientPrivilege, errors.UndefinedTable) as error:
-            text = (
-                f"Postgres refuses the gateway: {error.diag.message_primary}. Run `botplane"
-                f" migrate` and give the user of DATABASE_URL the role {Role.GATEWAY}."
-            )
-            raise Rejected("SettingInvalid", text) from None
 
 
 def _check(told: list[list[Verdict]]) -> None:
