@@ -21,13 +21,18 @@ MOST_CONNECTIONS: Final = 2000
 MOST_HEADER_BYTES: Final = 8 << 10
 MOST_QUEUED: Final = 8
 """Requests that a client has sent ahead on one connection before it is read again."""
+FRAMING: Final = 8
+"""Times the largest body, all that a request may be with the frames of its chunks."""
 READ_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 75.0
 LINGER_SECONDS: Final = 2.0
 """A connection that is closed while data comes in takes the answer on its way with it."""
+UNREAD_SECONDS: Final = 10.0
+"""How long a client may take nothing of what it is sent."""
 DRAIN_SECONDS: Final = 20.0
 SWEEP_SECONDS: Final = 1.0
 
+_UPGRADE: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
 _PHRASES: Final[Mapping[HTTPStatus, bytes]] = {
     status: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
@@ -82,9 +87,12 @@ Answer = Callable[[HTTPRequest], Awaitable[HTTPResponse]]
 class HTTPServer:
     """Serves connections until `drain`."""
 
-    def __init__(self, answer: Answer, most_body_bytes: int) -> None:
+    def __init__(
+        self, answer: Answer, most_body_bytes: int, most_connections: int = MOST_CONNECTIONS
+    ) -> None:
         self.answer = answer
         self.most_body_bytes = most_body_bytes
+        self._most_connections = most_connections
         self.connections: set[Connection] = set()
         self.is_ending = False
         self._is_empty = asyncio.Event()
@@ -100,6 +108,15 @@ class HTTPServer:
                     await ended.wait()
         server.close()
         await self._drain()
+
+    def welcome(self, connection: Connection) -> None:
+        """Take a connection; where there are too many, one ends that asks nothing, soonest due."""
+        self.connections.add(connection)
+        if len(self.connections) > self._most_connections:
+            idle = (c for c in self.connections if c.is_idle and c is not connection)
+            ended = min(idle, key=lambda c: c.deadline, default=connection)
+            self.connections.discard(ended)
+            ended.abort()
 
     def forget(self, connection: Connection) -> None:
         """Note that a connection is no more."""
@@ -133,24 +150,33 @@ class Connection(asyncio.Protocol):
         self._server = server
         self._parser = httptools.HttpRequestParser(self)
         self._request = HTTPRequest()
+        self._size = 0
+        """Bytes that came since the request began; not those that came with the one before it."""
         self._header_bytes = 0
         self._is_in_head = False
         self._is_reading = False
         self._is_over = False
         """Nothing is read any more: the last answer is on its way."""
+        self._has_ended = False
+        """The client has said that it sends no more."""
+        self._has_declined = False
         self._queue: deque[HTTPRequest] = deque()
         self._task: asyncio.Task[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
+        self._unsent = 0
         self.deadline = time.monotonic() + READ_SECONDS
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request of it is being answered."""
+        return self._task is None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, unless there are too many."""
         # uvloop's transports are streams and no subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
-        self._server.connections.add(self)
-        if len(self._server.connections) > MOST_CONNECTIONS:
-            self.abort()
+        self._server.welcome(self)
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Forget the connection; a call that is under way goes on and is counted."""
@@ -164,22 +190,30 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """Go on with answers."""
+        self._unsent = 0
         self._writable.set()
+
+    def eof_received(self) -> bool:
+        """Answer what was asked: a client that sends no more may still read."""
+        self._is_over = self._has_ended = True
+        return self._task is not None
 
     def data_received(self, data: bytes) -> None:
         """Read what came."""
         if self._is_over:
             return
+        self._size = len(data) + (self._size if self._is_reading else 0)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Who asks for another protocol has its answer in this one.
-            self._request.keep_alive = False
-            self._is_over = True
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse("RequestInvalid")
-        if self._is_in_head:
-            self._count_header(len(data))
+        if self._is_in_head and self._size > MOST_HEADER_BYTES:
+            self._refuse("HeadersTooLarge")
+        most = MOST_HEADER_BYTES + FRAMING * self._server.most_body_bytes
+        if self._is_reading and self._size > most:
+            self._refuse("BodyTooLarge")
 
     def on_message_begin(self) -> None:
         """A request starts."""
@@ -193,19 +227,23 @@ class Connection(asyncio.Protocol):
         self._request.path += url.decode("latin-1")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; of one that comes twice the first counts."""
-        self._request.headers.setdefault(name.lower(), value)
+        """Take a header; of one that comes twice the first counts, of one after the body none."""
+        if self._is_in_head:
+            self._header_bytes += len(name) + len(value)
+            self._request.headers.setdefault(name.lower(), value)
 
     def on_headers_complete(self) -> None:
         """Look at what the headers ask for."""
         request = self._request
-        size = sum(len(name) + len(value) for name, value in request.headers.items())
-        self._is_in_head, self._header_bytes = False, 0
-        self._count_header(size + len(request.path))
+        self._is_in_head = False
+        if self._header_bytes + len(request.path) > MOST_HEADER_BYTES:
+            self._refuse("HeadersTooLarge")
+        elif int(request.headers.get(b"content-length", b"0")) > self._server.most_body_bytes:
+            self._refuse("BodyTooLarge")
         request.method = self._parser.get_method().decode("latin-1")
         request.path = request.path.partition("?")[0]
         request.keep_alive = self._parser.should_keep_alive()
-        if request.headers.get(b"expect", b"").lower() == b"100-continue":
+        if request.headers.get(b"expect", b"").lower() == b"100-continue" and self._may_go_on():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -216,14 +254,18 @@ class Connection(asyncio.Protocol):
             self._request.body += body
 
     def on_message_complete(self) -> None:
-        """Answer the request when it is its turn."""
-        self._is_reading = False
-        if not self._is_over:
+        """Answer the request when it is its turn; one that asks for another protocol goes on."""
+        self._is_reading, self._size = False, 0
+        if not self._is_over and not self._parser.should_upgrade():
             self._enqueue(self._request)
 
     def expire(self) -> None:
         """End a connection on which nothing has come for too long; who is being answered stays."""
-        if self._task is not None:
+        unsent = self._transport.get_write_buffer_size()
+        if unsent and unsent != self._unsent:
+            self._unsent = unsent
+            self.deadline = time.monotonic() + UNREAD_SECONDS
+        elif self._task is not None and not unsent:
             self.deadline = time.monotonic() + READ_SECONDS
         elif self._is_reading and not self._is_over:
             self._refuse("RequestTooSlow")
@@ -239,10 +281,25 @@ class Connection(asyncio.Protocol):
         """End the connection now."""
         self._transport.abort()
 
-    def _count_header(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > MOST_HEADER_BYTES:
-            self._refuse("HeadersTooLarge")
+    def _may_go_on(self) -> bool:
+        """Say whether a client that asks may send its body: not amid answers to what it sent."""
+        is_new = self._parser.get_http_version() == "1.1" and not self._parser.should_upgrade()
+        return is_new and not self._is_over and self._task is None
+
+    def _decline(self, rest: bytes) -> None:
+        """Read a request, whose head was read, without its wish for another protocol.
+
+        Java's client, for one, asks for HTTP/2 in its first request on each connection.
+        """
+        request = self._request
+        if self._is_over or self._has_declined or request.method == "CONNECT":
+            self._refuse("RequestInvalid")
+            return
+        self._has_declined = True
+        lines = [f"{request.method} {request.path} HTTP/1.1".encode("latin-1")]
+        lines += [b"%s: %s" % h for h in request.headers.items() if h[0] not in _UPGRADE]
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
 
     def _refuse(self, reason: str) -> None:
         """Answer a request that is not read to its end, and nothing after it."""
@@ -259,19 +316,22 @@ class Connection(asyncio.Protocol):
             self._task = asyncio.get_running_loop().create_task(self._answer_queue())
 
     async def _answer_queue(self) -> None:
+        keep_alive = True
         while self._queue:
             request = self._queue.popleft()
             response = await self._server.answer(request)
-            keep_alive = request.keep_alive and not self._server.is_ending
             await self._writable.wait()
             if self._transport.is_closing():
                 break
+            is_last = self._is_over and not self._queue
+            keep_alive = request.keep_alive and not self._server.is_ending and not is_last
             self._transport.write(response.head(keep_alive=keep_alive) + response.body)
             if not keep_alive:
-                self._end()
                 break
-            if len(self._queue) < MOST_QUEUED:
+            if len(self._queue) < MOST_QUEUED and not self._has_ended:
                 self._transport.resume_reading()
+        if (self._is_over or not keep_alive) and not self._transport.is_closing():
+            self._end()
         self._queue.clear()
         self._task = None
         self.deadline = time.monotonic() + (LINGER_SECONDS if self._is_over else IDLE_SECONDS)
@@ -279,5 +339,8 @@ class Connection(asyncio.Protocol):
     def _end(self) -> None:
         """Say that nothing follows, and let the client end what it is sending."""
         self._is_over = True
-        self._transport.resume_reading()
-        self._transport.write_eof()
+        if self._has_ended:
+            self._transport.close()
+        else:
+            self._transport.resume_reading()
+            self._transport.write_eof()

@@ -14,6 +14,7 @@ import pytest
 from botplane.gateway.http import (
     IDLE_SECONDS,
     READ_SECONDS,
+    Answer,
     HTTPRequest,
     HTTPResponse,
     HTTPServer,
@@ -43,9 +44,11 @@ class Echo:
 
 
 @asynccontextmanager
-async def serving(echo: Echo) -> AsyncIterator[tuple[HTTPServer, int, asyncio.Event]]:
+async def serving(
+    answer: Answer, **more: int
+) -> AsyncIterator[tuple[HTTPServer, int, asyncio.Event]]:
     (port,) = free_ports(1)
-    server, ended = HTTPServer(echo, most_body_bytes=1000), asyncio.Event()
+    server, ended = HTTPServer(answer, most_body_bytes=1000, **more), asyncio.Event()
     task = asyncio.create_task(server.serve(port, ended))
     while True:
         try:
@@ -111,6 +114,130 @@ async def test_requests_sent_ahead_are_answered_in_their_order_however_they_are_
         told = await said(port, *parts)
 
     assert told == [*([f"/{n}", f"{n:02}"] for n in range(40)), ["/last", "{}"]]
+
+
+async def test_who_sends_no_more_is_answered_what_it_asked() -> None:
+    echo = Echo()
+    async with serving(echo) as (server, port, _ended):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write((CALL.replace("/c", "/wait") + CALL).encode())
+        writer.write_eof()
+        await until(lambda: echo.begun == ["/wait"])
+        # Another client is served after this one's end was read.
+        await said(port, CALL.replace("Host", "Connection: close\r\nHost"))
+        echo.goes_on.set()
+        told = (await reader.read()).decode()
+        writer.close()
+        await until(lambda: not server.connections)
+
+    assert told.count("HTTP/1.1 200 OK") == 2
+    assert told.count("connection: close") == 1
+
+
+async def test_requests_sent_ahead_are_no_large_headers_of_the_one_they_end_in() -> None:
+    body = "x" * 990
+    call = f"{HEAD}Content-Length: 990\r\n\r\n{body}"
+    echo = Echo()
+    async with serving(echo) as (_, port, _ended):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write((call * 30 + call[:40]).encode())
+        await until(lambda: len(echo.begun) == 30)
+        writer.write(call[40:].encode())
+        writer.write_eof()
+        told = (await reader.read()).decode()
+        writer.close()
+
+    assert told.count("200 OK") == 31
+
+
+async def test_who_asks_for_another_protocol_is_answered_in_this_one() -> None:
+    asking = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\nHost"
+    last = CALL.replace("Host", "Connection: close\r\nHost")
+    async with serving(Echo()) as (_, port, _ended):
+        told = await said(port, CALL.replace("Host", asking) + last)
+        again = await said(port, CALL.replace("Host", asking) * 2 + CALL)
+
+    assert told == [["/c", "{}"]] * 2
+    assert again == [["/c", "{}"], ["RequestInvalid", ""]]
+
+
+async def test_headers_after_a_body_count_for_nothing_and_end_somewhere() -> None:
+    seen: list[HTTPRequest] = []
+
+    async def note(request: HTTPRequest) -> HTTPResponse:
+        seen.append(request)
+        return HTTPResponse(status=HTTPStatus.OK, body=b"[]")
+
+    start = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n2;a=b\r\n{{}}\r\n0\r\n"
+    async with serving(note) as (_, port, _ended):
+        await said(port, f"{start}Authorization: Bearer x\r\n\r\n")
+        await said(port, start, *(f"X-{n}: {'x' * 1000}\r\n" for n in range(40)))
+
+    first, second = seen
+    assert (bytes(first.body), first.headers.get(b"authorization")) == (b"{}", None)
+    assert second.refused == "BodyTooLarge"
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (CALL.replace("Host", "Expect: 100-continue\r\nHost"), ["100", "200"]),
+        (CALL.replace("Length: 2", "Length: 1001\r\nExpect: 100-continue"), ["400"]),
+        (CALL.replace("HTTP/1.1", "HTTP/1.0\r\nExpect: 100-continue"), ["200"]),
+        (CALL + CALL.replace("Host", "Expect: 100-continue\r\nHost"), ["200", "200"]),
+    ],
+)
+async def test_who_asks_whether_to_go_on_hears_it_when_it_may_and_it_is_its_turn(
+    request_: str, told: list[str]
+) -> None:
+    async with serving(Echo()) as (_, port, _ended):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_.encode())
+        writer.write_eof()
+        text = (await reader.read()).decode()
+        writer.close()
+
+    assert [line[:3] for line in text.split("HTTP/1.1 ")[1:]] == told
+
+
+async def test_who_takes_no_answer_is_ended_and_who_takes_it_slowly_is_not() -> None:
+    async def much(_: HTTPRequest) -> HTTPResponse:
+        return HTTPResponse(status=HTTPStatus.OK, body=b"x" * (80 << 20))
+
+    async with serving(much) as (server, port, _ended):
+        for call in (CALL, CALL.replace("Host", "Connection: close\r\nHost"), CALL + CALL):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(call.encode())
+            for _ in range(3):
+                # More than the buffers on the way hold.
+                await reader.readexactly(16 << 20)
+                server.sweep(time.monotonic() + 100)
+            assert len(server.connections) == 1
+            async with asyncio.timeout(30):
+                while server.connections:
+                    server.sweep(time.monotonic() + 100)
+                    await asyncio.sleep(0.01)
+            writer.transport.abort()
+
+
+async def test_connections_that_ask_nothing_make_room_for_who_does() -> None:
+    echo = Echo()
+    async with serving(echo, most_connections=5) as (server, port, _ended):
+        asking = await asyncio.open_connection("127.0.0.1", port)
+        asking[1].write(CALL.replace("/c", "/wait").encode())
+        await until(lambda: echo.begun == ["/wait"])
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
+        for _, writer in silent:
+            writer.write(b"P")
+        told = await said(port, CALL.replace("Host", "Connection: close\r\nHost"))
+        assert len(server.connections) <= 5
+        echo.goes_on.set()
+        answer = await asking[0].readuntil(b"]")
+        for _, writer in (asking, *silent):
+            writer.close()
+
+    assert told == [["/c", "{}"]]
+    assert b"/wait" in answer
 
 
 async def test_headers_that_never_end_are_not_kept() -> None:
