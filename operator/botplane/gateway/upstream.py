@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 import httptools
 
 CONNECT_SECONDS: Final = 3.0
+TURN_SECONDS: Final = 3.0
+"""How long a call waits for a connection while all are in use: it was not sent then."""
+MOST_HEADER_BYTES: Final = 64 << 10
 KEPT_SECONDS: Final = 15.0
 """Less than providers keep a connection."""
 MOST_CONNECTIONS: Final = 512
@@ -79,25 +82,33 @@ class Upstream:
             UnreachableError: Nothing was sent.
             BrokenError: No whole answer came.
         """
-        async with self._turns:
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise UnreachableError from None
+        try:
             connection = (None if fresh else self._kept()) or await self._connect()
-            try:
-                response = await connection.exchange(
-                    b"%s%d\r\n\r\n%s" % (self._head, len(body), body)
-                )
-            except BaseException:
-                connection.abort()
-                raise
-            if connection.is_reusable:
-                self._idle.append(connection)
-            else:
-                connection.abort()
-            return response
+            return await self._exchange(connection, body)
+        finally:
+            self._turns.release()
 
     def close(self) -> None:
         """Close the connections that nobody uses."""
         while self._idle:
             self._idle.pop().abort()
+
+    async def _exchange(self, connection: _Connection, body: bytes) -> ProviderResponse:
+        try:
+            response = await connection.exchange(b"%s%d\r\n\r\n%s" % (self._head, len(body), body))
+        except BaseException:
+            connection.abort()
+            raise
+        if connection.is_reusable:
+            self._idle.append(connection)
+        else:
+            connection.abort()
+        return response
 
     def _kept(self) -> _Connection | None:
         oldest = time.monotonic() - KEPT_SECONDS
@@ -133,6 +144,8 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._answer: asyncio.Future[ProviderResponse] | None = None
         self._body = bytearray()
+        self._head_bytes = 0
+        self._is_in_head = True
         self._is_silent = True
         self._uses = 0
         self.is_reusable = True
@@ -142,12 +155,14 @@ class _Connection(asyncio.Protocol):
         """Send a request and return its answer.
 
         Raises:
+            UnreachableError: It was closed before anything was sent.
             BrokenError: No whole answer came.
         """
         if not self.is_reusable:
-            raise BrokenError("was closed", was_kept=self._uses > 0)
+            raise UnreachableError
         self._answer = asyncio.get_running_loop().create_future()
         self._body, self._is_silent = bytearray(), True
+        self._head_bytes, self._is_in_head = 0, True
         self._transport.write(request)
         try:
             return await self._answer
@@ -180,6 +195,18 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._break("did not answer in HTTP")
+        self._head_bytes += len(data)
+        if self._is_in_head and self._head_bytes > MOST_HEADER_BYTES:
+            self._break("answered with too many headers")
+
+    def on_message_begin(self) -> None:
+        """Note that an answer begins; a second one to one call is nobody's."""
+        if self._answer is None or self._answer.done():
+            self._break("answered what nobody asked for")
+
+    def on_headers_complete(self) -> None:
+        """Read the body from here on."""
+        self._is_in_head = False
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the answer, as long as it is not too large."""
