@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -95,6 +95,8 @@ class HTTPServer:
         self._most_connections = most_connections
         self.connections: set[Connection] = set()
         self.is_ending = False
+        self._answering: set[asyncio.Task[None]] = set()
+        """Also for clients that are gone."""
         self._is_empty = asyncio.Event()
 
     async def serve(self, port: int, ended: asyncio.Event) -> None:
@@ -121,7 +123,21 @@ class HTTPServer:
     def forget(self, connection: Connection) -> None:
         """Note that a connection is no more."""
         self.connections.discard(connection)
-        if self.is_ending and not self.connections:
+        self._note_end()
+
+    def begin(self, answering: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Let a connection answer; an end waits for it, whatever becomes of the connection."""
+        task = asyncio.get_running_loop().create_task(answering)
+        self._answering.add(task)
+        task.add_done_callback(self._finish)
+        return task
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        self._note_end()
+
+    def _note_end(self) -> None:
+        if self.is_ending and not self.connections and not self._answering:
             self._is_empty.set()
 
     def sweep(self, now: float) -> None:
@@ -134,7 +150,7 @@ class HTTPServer:
         for connection in list(self.connections):
             connection.close_if_idle()
         last = time.monotonic() + DRAIN_SECONDS
-        while self.connections and time.monotonic() < last:
+        while (self.connections or self._answering) and time.monotonic() < last:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_SECONDS):
                     await self._is_empty.wait()
@@ -313,7 +329,7 @@ class Connection(asyncio.Protocol):
         if len(self._queue) >= MOST_QUEUED:
             self._transport.pause_reading()
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._answer_queue())
+            self._task = self._server.begin(self._answer_queue())
 
     async def _answer_queue(self) -> None:
         keep_alive = True

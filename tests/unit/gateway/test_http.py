@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,12 +34,14 @@ class Echo:
     def __init__(self) -> None:
         self.goes_on = asyncio.Event()
         self.begun: list[str] = []
+        self.done: list[str] = []
 
     async def __call__(self, request: HTTPRequest) -> HTTPResponse:
         """Answer a request."""
         self.begun.append(request.path)
         if request.path.startswith("/wait"):
             await self.goes_on.wait()
+        self.done.append(request.path)
         told = [request.refused or request.path, request.body.decode()]
         status = HTTPStatus.BAD_REQUEST if request.refused else HTTPStatus.OK
         return HTTPResponse(status=status, body=json.dumps(told).encode())
@@ -284,6 +288,22 @@ async def test_an_end_answers_what_was_begun_and_takes_nothing_new() -> None:
 
     assert "connection: close" in told
     assert echo.begun == ["/wait"]
+
+
+async def test_an_end_waits_for_what_was_asked_by_a_client_that_is_gone() -> None:
+    echo = Echo()
+    async with serving(echo) as (server, port, ended):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(CALL.replace("/c", "/wait").encode())
+        await until(lambda: echo.begun == ["/wait"])
+        hard = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, hard)
+        writer.transport.abort()
+        await until(lambda: not server.connections)
+        ended.set()
+        asyncio.get_running_loop().call_later(0.1, echo.goes_on.set)
+
+    assert echo.done == ["/wait"]
 
 
 async def test_a_client_that_reads_no_answers_is_not_answered_ahead() -> None:
