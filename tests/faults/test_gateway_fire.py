@@ -196,11 +196,10 @@ def _groups(conn: psycopg.Connection[Any], source: str) -> list[tuple[datetime, 
 def _strike(fault: str, fire: Fire, index: int, server: servers.Postgres) -> None:
     if fault == "Postgres is killed":
         server.kill9()
-        before = sum(map(len, fire.replies.values()))
         until(
-            lambda: sum(map(len, fire.replies.values())) > before + 200,
+            lambda: all(fire.failed(fire.life(index)) for index in range(3)),
             within=60,
-            what="bots are answered without Postgres",
+            what="every gateway has failed to write",
         )
         server.restart()
     elif fault == "a COMMIT is not answered":
