@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["s", "MiB", ""]
+Unit = Literal["s", "µs", "MiB", ""]
 HEAD = f"{'what':<64} {'floor':>10} {'measured':>10} {'ratio':>7} {'bar':>9}"
 
 
@@ -18,7 +18,7 @@ class Row:
         floor: The same, done in the barest way; None where there is no such way.
         measured: In the unit.
         bar: Highest ratio to the floor; without a floor, most units.
-        unit: Seconds, MiB, or nothing for a count.
+        unit: Seconds, microseconds, MiB, or nothing for a count.
     """
 
     what: str
