@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -104,7 +105,8 @@ def _measured(server: postgres.Postgres, hours: int) -> Row:
         hourly = backend.conn.execute("SELECT count(*) FROM usage_hourly").fetchall()[0][0]
     print(f"{hourly:,} hourly sums of {TENANTS:,} tenants: summed in {sums}")
     print(f"the run: {run}")
-    print(f"again, writing nothing: {again}")
+    resident = psutil.Process().memory_info().rss / (1 << 20)
+    print(f"again, writing nothing: {again}; {resident:.0f} MiB resident, the benchmark included")
     print(f"the same {', '.join(WRITTEN)} by COPY, without rules: {copied}")
     bare = sums.processor + copied.processor
     print(f"the run beside sums and COPY: {run.processor / bare:.2f} x")
