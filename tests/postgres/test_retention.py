@@ -46,6 +46,7 @@ from tests.support.billing import (
     waits_for_a_lock,
     whole_content,
 )
+from tests.support.controlplane.waiting import until as wait_until
 from tests.support.cut_connection import CutConnection
 from tests.support.until import until
 
@@ -386,10 +387,16 @@ def test_archive_that_breaks_off_anywhere_is_whole_after_the_next(
     with (
         CutConnection(migrated, nth_statement, every_statement=True) as wire,
         psycopg.connect(wire.url, autocommit=True) as broken,
-        pytest.raises(Retryable),
     ):
-        archive(broken, tmp_path, NOW)
+        pid = broken.info.backend_pid
+        with pytest.raises(Retryable):
+            archive(broken, tmp_path, NOW)
 
+    # The server holds the lock of a writer until it hears that the connection is gone.
+    gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+    wait_until(
+        lambda: conn.execute(gone, [pid]).fetchone() == (0,), within=20, what="it is noticed"
+    )
     archive(conn, tmp_path, NOW)
 
     noted = conn.execute("SELECT part, sha256 FROM archived_usage ORDER BY 1").fetchall()

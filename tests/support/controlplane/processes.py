@@ -243,9 +243,10 @@ def _gone(processes: list[psutil.Process], *, within: float) -> list[psutil.Proc
     """Wait for processes to end and return those that did not."""
     deadline = time.monotonic() + within
     while True:
+        alive = [process for process in processes if _is_alive(process)]
+        # After the look: what has ended since the last one must not stay behind as a zombie.
         for child in _children.values():
             child.poll()
-        alive = [process for process in processes if _is_alive(process)]
         if not alive or time.monotonic() >= deadline:
             return alive
         time.sleep(0.02)
