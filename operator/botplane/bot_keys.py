@@ -15,8 +15,8 @@ from botplane.postgres import Postgres
 
 OUTLIVES_BOT: Final = timedelta(hours=1)
 """A bot that is deleted still reports what its pods have left to say."""
-PURPOSES: Final = ("usage", "gateway")
-"""What the keys of a bot open: each has one of each."""
+SCOPES: Final[Mapping[str, str]] = {"usage": "usage:write", "gateway": "rpc:call"}
+"""What the keys of a bot open, by the purpose that they derive from: each has one of each."""
 
 
 class BotKeys:
@@ -56,7 +56,7 @@ class BotKeys:
         since = {bot: self._gone.get(bot, now) for bot in self._issued if bot not in bots}
         over = [bot for bot, at in since.items() if now - at >= OUTLIVES_BOT]
         if over:
-            revoked = [(self._issued[bot], _key_id(bot, p)) for bot in over for p in PURPOSES]
+            revoked = [(self._issued[bot], _key_id(bot, p)) for bot in over for p in SCOPES]
             await self._postgres.call(store.revoke_keys, revoked, now)
         for bot in over:
             del self._issued[bot], since[bot]
@@ -81,9 +81,9 @@ class BotKeys:
                 tenant_id=tenant,
                 bot_id=bot,
                 secret_hash=secret_hash(derive_key(self._master_key, str(bot), purpose)),
-                scopes=("usage:write",) if purpose == "usage" else ("rpc:call",),
+                scopes=(scope,),
             )
-            for purpose in PURPOSES
+            for purpose, scope in SCOPES.items()
         ]
 
 

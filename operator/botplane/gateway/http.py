@@ -85,7 +85,7 @@ Answer = Callable[[HTTPRequest], Awaitable[HTTPResponse]]
 
 
 class HTTPServer:
-    """Serves connections until `drain`."""
+    """Takes connections, and ends them when it ends."""
 
     def __init__(
         self, answer: Answer, most_body_bytes: int, most_connections: int = MOST_CONNECTIONS
@@ -290,7 +290,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """End the connection unless a request is being answered."""
-        if self._task is None:
+        if self.is_idle:
             self._transport.close()
 
     def abort(self) -> None:
