@@ -7,7 +7,6 @@ and vendor do not count.
 from __future__ import annotations
 
 import asyncio
-import base64
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ import uvloop
 
 from tests.bench.alone import a_database, run_alone
 from tests.bench.rows import Row
-from tests.events.gateway import BODY, CHAIN, Gateway, a_bot, counted, gateway_process
+from tests.events.gateway import BODY, CHAIN, Gateway, a_bot, counted, gateway_process, known
 from tests.support import world as worlds
 from tests.support.controlplane import postgres
 from tests.support.controlplane.ports import free_ports
@@ -51,8 +50,7 @@ def measure(server: postgres.Postgres) -> list[Row]:
         bot = a_bot(conn)
         conn.execute(KEYS, [OTHER_KEYS])
         with gateway_process(url, f"http://127.0.0.1:{port}/", Path(folder)) as gateway:
-            path = "/none"  # it is known when the path is what is refused
-            until(lambda: gateway.call(bot.key, path=path).status == 404, within=10, what="a key")
+            known(gateway, bot)
             process = psutil.Process(gateway.process.pid if gateway.process else 0)
             before, started = _processor(process), time.monotonic()
             uvloop.run(_ask_all(port, gateway, bot.key))
@@ -76,8 +74,7 @@ def refusal(installed: Installation) -> Row:
     world.create(worlds.a_plan(strict, prices=[price | {"onExceed": "Block"}]))
     tenant = world.tenant(planRef={"name": strict})
     world.bot(tenant)
-    secret = world.read("Secret", f"tenant-{tenant}", "bot") or {}
-    key = base64.b64decode(secret["data"]["gateway-key"]).decode()
+    key = world.issued_key(tenant, "gateway-key")
     with (
         rpc_vendor() as vendor,
         tempfile.TemporaryDirectory() as folder,

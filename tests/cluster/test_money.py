@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -189,8 +188,7 @@ def test_who_is_suspended_stays_so_while_postgres_is_away(
 def test_a_bot_reports_usage_with_the_key_in_its_secret(world: World, web: Web) -> None:
     tenant = world.tenant()
     body = world.bot(tenant)
-    secret = world.read("Secret", f"tenant-{tenant}", "bot") or {}
-    bearer = base64.b64decode(secret["data"]["usage-key"]).decode()
+    bearer = world.issued_key(tenant, "usage-key")
 
     # The process may have refused the key just before it was issued, and remembers that.
     world.eventually(lambda: web.post(bearer, [an_event(7)])[0] == 200, "the key is accepted")

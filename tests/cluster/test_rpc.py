@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,9 +66,6 @@ def test_the_key_of_a_deleted_bot_opens_nothing_for_a_bot_of_the_same_name(
 def _key(world: World, gateway: Gateway, tenant: str) -> str:
     """Return the key of a new bot, when calls with it are answered."""
     world.create(a_bot(tenant))
-    secret = world.eventually(
-        lambda: world.read("Secret", f"tenant-{tenant}", "bot"), "the bot has its Secret"
-    )
-    key = base64.b64decode(secret["data"]["gateway-key"]).decode()
+    key = world.issued_key(tenant, "gateway-key")
     world.eventually(lambda: gateway.call(key).status == 200, "the key is known")
     return key

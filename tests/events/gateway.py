@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import psycopg
 
 from botplane.metering.events.store import IngestKey, register_keys, secret_hash
-from tests.events.server import BOTPLANE
+from tests.events.server import BOTPLANE, Serving
 from tests.support.controlplane.ports import free_ports
 from tests.support.controlplane.waiting import until
 
@@ -47,15 +47,12 @@ class Reply:
 
 
 @dataclass(kw_only=True)
-class Gateway:
-    """One gateway process on ports of its own."""
+class Gateway(Serving):
+    """One gateway process, with a second port for its health."""
 
-    database_url: str
     endpoints: Path
     log: Path
-    port: int
     health_port: int
-    process: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
         """Start the process and return when it serves."""
@@ -71,15 +68,6 @@ class Gateway:
                 [BOTPLANE, "gateway"], env=environment, stdout=log, stderr=log
             )
         until(self._serves, within=30, what="the gateway is ready")
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End the process and return its exit code."""
-        if self.process is None:
-            return 0
-        self.process.send_signal(number)
-        code = self.process.wait(timeout=30)
-        self.process = None
-        return code
 
     def probe(self, path: str) -> tuple[int, str]:
         """Return status and text of a route that bots do not reach."""
@@ -161,6 +149,16 @@ def a_bot(
     )
     register_keys(conn, [key], datetime.now(UTC))
     return Bot(tenant_id=tenant_id, bot_id=bot_id, key=f"key-of-{bot_id}")
+
+
+def known(gateway: Gateway, bot: Bot) -> Bot:
+    """Return a bot when the gateway has heard of its key; nothing is called by that."""
+    until(
+        lambda: gateway.call(bot.key, path="/none").status == 404,
+        within=10,
+        what="the key is known",
+    )
+    return bot
 
 
 def counted(conn: psycopg.Connection[Any], bot: Bot) -> int:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,26 @@ BOTPLANE = str(Path(sys.executable).parent / "botplane")
 
 
 @dataclass(kw_only=True)
-class Web:
-    """One web process on a port of its own."""
+class Serving:
+    """A process that serves a database on a port of its own."""
 
     database_url: str
     port: int
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End the process and return its exit code."""
+        if self.process is None:
+            return 0
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=30)
+        self.process = None
+        return code
+
+
+@dataclass(kw_only=True)
+class Web(Serving):
+    """One web process."""
 
     def start(self) -> None:
         """Start the process and return when it serves."""
@@ -44,15 +58,6 @@ class Web:
         command = [BOTPLANE, "web", "--port", str(self.port)]
         self.process = subprocess.Popen(command, env=environment)
         until(self._is_ready, within=30, what="web is ready")
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End the process and return its exit code."""
-        if self.process is None:
-            return 0
-        self.process.send_signal(number)
-        code = self.process.wait(timeout=30)
-        self.process = None
-        return code
 
     def ask(
         self, method: str, path: str, body: Any = None, **headers: str

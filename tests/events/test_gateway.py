@@ -21,7 +21,16 @@ from botplane.tenants.store import register_tenant
 from botplane.usage.standing import SPEND
 from botplane.usage.status import limit_verdict
 from botplane.usage.store import enforce_limits, open_blocks, standings
-from tests.events.gateway import BODY, CHAIN, Bot, Gateway, a_bot, counted, gateway_process
+from tests.events.gateway import (
+    BODY,
+    CHAIN,
+    Bot,
+    Gateway,
+    a_bot,
+    counted,
+    gateway_process,
+    known,
+)
 from tests.support.billing import a_plan, an_account
 from tests.support.controlplane import postgres as servers
 from tests.support.controlplane.waiting import until
@@ -78,16 +87,6 @@ def conn(gateway: Gateway) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture
 def bot(gateway: Gateway, conn: psycopg.Connection[Any]) -> Bot:
     return known(gateway, a_bot(conn))
-
-
-def known(gateway: Gateway, bot: Bot) -> Bot:
-    """Return a bot when the gateway has heard of its key; nothing is called by that."""
-    until(
-        lambda: gateway.call(bot.key, path="/none").status == 404,
-        within=10,
-        what="the key is known",
-    )
-    return bot
 
 
 def test_an_answer_comes_back_as_it_is_and_the_vendor_learns_nothing_of_the_bot(

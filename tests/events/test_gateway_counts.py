@@ -24,12 +24,20 @@ from botplane.gateway.run import GatewayProcess
 from botplane.metering.events.store import revoke_keys, secret_hash
 from botplane.store.migrate import migrate
 from botplane.store.pool import Database, Role
-from tests.events.gateway import BODY, CHAIN, Bot, Gateway, a_bot, counted, gateway_process
+from tests.events.gateway import (
+    BODY,
+    CHAIN,
+    Bot,
+    Gateway,
+    a_bot,
+    counted,
+    gateway_process,
+    known,
+)
 from tests.events.test_gateway import (
     bot,
     conn,
     gateway,
-    known,
     shared_gateway,
     shared_vendor,
     vendor,

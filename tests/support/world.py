@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 import urllib.error
 import uuid
@@ -157,6 +158,13 @@ class World:
     def read(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         """Return an object, or None when it does not exist."""
         return read(self.api, kind, namespace, name)
+
+    def issued_key(self, tenant: str, key: str, bot: str = "bot") -> str:
+        """Return what a bot finds under a key of its Secret, once that is there."""
+        secret = self.eventually(
+            lambda: self.read("Secret", f"tenant-{tenant}", bot), "the bot has its Secret"
+        )
+        return base64.b64decode(secret["data"][key]).decode()
 
     def list(self, kind: str, namespace: str) -> list[dict[str, Any]]:
         """Return all objects of a kind in a namespace."""
