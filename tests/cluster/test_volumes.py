@@ -74,8 +74,8 @@ def test_a_claim_that_lost_its_finalizer_by_hand_has_it_again(world: World) -> N
     world.patch(*claim, {"metadata": {"finalizers": None}})
 
     def is_metered() -> dict[str, Any] | None:
-        found = world.read(*claim)
-        return found if lb.METERING_FINALIZER in (found or {})["metadata"]["finalizers"] else None
+        found: Any = world.read(*claim)
+        return found if lb.METERING_FINALIZER in found["metadata"]["finalizers"] else None
 
     world.eventually(is_metered, "the finalizer is back")
 

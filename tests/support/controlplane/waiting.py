@@ -16,13 +16,19 @@ class NotInTimeError(Exception):
 def until(check: Callable[[], T | None], *, within: float, what: str, every: float = 0.05) -> T:
     """Call `check` until it returns something true, and return that.
 
+    A look at what is not there yet (a missing key, item or object) counts as "not yet".
+
     Raises:
         NotInTimeError: `within` seconds passed; `what` names what was missing.
     """
     deadline = time.monotonic() + within
     while True:
-        if found := check():
-            return found
+        missing = None
+        try:
+            if found := check():
+                return found
+        except (LookupError, TypeError) as error:
+            missing = error
         if time.monotonic() >= deadline:
-            raise NotInTimeError(f"{what}: not within {within:g} s")
+            raise NotInTimeError(f"{what}: not within {within:g} s") from missing
         time.sleep(every)
