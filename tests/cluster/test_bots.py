@@ -63,7 +63,7 @@ def test_a_changed_configuration_rolls_the_pods_and_a_changed_image_too(world: W
         lambda: running() if running() not in {first, ("", "")} else None, "rolled", 30
     )
     world.patch(*bot_key(tenant), {"spec": {"version": "1.0.1"}})
-    world.eventually(lambda: running()[1] == "sniperforge/bot:1.0.1", "the new image runs", 30)
+    world.eventually(lambda: running()[1] == "sniperforge/bot:1.0.1", "the new image runs")
 
     assert second != first
 
@@ -127,7 +127,7 @@ def test_the_bot_beyond_the_limit_waits_and_runs_when_there_is_room(world: World
     assert "allows 1" in body["status"]["conditions"][0]["message"]
     world.wait_for(tenant_key(tenant), "WithinPlan", "BotLimitReached")
     world.delete(*bot_key(tenant, "one"))
-    world.wait_for(bot_key(tenant, "two"), "Ready", "Running", within=30)
+    world.wait_for(bot_key(tenant, "two"), "Ready", "Running")
 
 
 def test_a_scale_beyond_the_plan_is_told_and_what_runs_keeps_running(world: World) -> None:
@@ -231,7 +231,7 @@ def test_a_deleted_bot_takes_its_objects_along_once_its_time_is_metered(world: W
         kinds = ("Deployment", "Service", "Secret", "Pod")
         return [kind for kind in kinds if world.list(kind, namespace)]
 
-    world.eventually(lambda: not left(), "nothing is left", 40)
+    world.eventually(lambda: not left(), "nothing is left")
 
 
 def _limit(world: World, tenant: str) -> int:

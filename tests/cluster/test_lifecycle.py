@@ -50,7 +50,7 @@ def test_nothing_brings_a_pod_back_into_a_suspended_tenant(world: World) -> None
     world.create(a_bot(tenant))
     world.wait_for(bot_key(tenant), "Ready", "Running")
     world.patch(*tenant_key(tenant), {"spec": {"suspend": True}})
-    world.eventually(lambda: not world.list("Pod", f"tenant-{tenant}"), "no pod is left", 30)
+    world.eventually(lambda: not world.list("Pod", f"tenant-{tenant}"), "no pod is left")
 
     world.patch("Deployment", f"tenant-{tenant}", "bot", {"spec": {"replicas": 2}})
 
@@ -80,7 +80,7 @@ def test_a_downgrade_kills_nothing_and_lets_nothing_grow(world: World) -> None:
 
     world.delete(*bot_key(tenant, "two"))
 
-    world.eventually(lambda: _hard(world, tenant) == "1", "the quota falls with use", 40)
+    world.eventually(lambda: _hard(world, tenant) == "1", "the quota falls with use")
     world.wait_for(tenant_key(tenant), "WithinPlan", "True")
 
 
@@ -97,7 +97,7 @@ def test_at_the_deadline_the_newest_bot_is_stopped(world: World) -> None:
     def left() -> set[str]:
         return {p["metadata"]["labels"]["botplane.io/bot"] for p in _running(world, tenant)}
 
-    world.eventually(lambda: left() == {"one"}, "only the oldest runs", 30)
+    world.eventually(lambda: left() == {"one"}, "only the oldest runs")
     world.patch(*tenant_key(tenant), {"spec": {"planRef": {"name": large}}})
     world.wait_for(bot_key(tenant, "two"), "Ready", "Running")
 
@@ -115,7 +115,7 @@ def test_a_deleted_tenants_namespace_is_kept_and_its_name_is_not_free(world: Wor
 
     world.delete(*tenant_key(tenant))
 
-    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone")
     assert world.read("Secret", namespace, "wallet") is not None
     assert world.read("RoleBinding", namespace, "tenant-operators") is None
     assert world.read("NetworkPolicy", namespace, "default-deny") is not None
@@ -127,7 +127,7 @@ def test_a_deleted_tenants_namespace_is_kept_and_its_name_is_not_free(world: Wor
     # Of two whose retention is over, the one without a hold goes.
     other = _retained(world)
     _note(world, other, "retain-until", "2020-01-01T00:00:00Z")
-    world.eventually(lambda: world.read("Namespace", "", other) is None, "the other is purged", 30)
+    world.eventually(lambda: world.read("Namespace", "", other) is None, "the other is purged")
     assert world.read("Secret", namespace, "wallet") is not None
     with pytest.raises(CommandFailedError, match=r"on legal hold \(case 47/2026\)"):
         world.installed.botplane("tenant-erase", tenant)
@@ -137,7 +137,7 @@ def test_a_deleted_tenants_namespace_is_kept_and_its_name_is_not_free(world: Wor
         world.installed.botplane("tenant-erase", tenant)
 
     # The new tenant of the same name gets a namespace of its own once the old one is purged.
-    world.wait_for(tenant_key(tenant), "Ready", "True", within=60)
+    world.wait_for(tenant_key(tenant), "Ready", "True")
     assert world.read("Secret", namespace, "wallet") is None
 
 
@@ -155,13 +155,13 @@ def test_what_holds_up_a_deletion_is_named_and_holds_up_nobody_else(world: World
     for each in (tenant, other):
         world.delete(*tenant_key(each))
 
-    body = world.wait_for(tenant_key(tenant), "Ready", "DeletionBlocked", within=60)
+    body = world.wait_for(tenant_key(tenant), "Ready", "DeletionBlocked")
     message = condition(body, "Ready")[2]
     assert message == f"Deletion waits for Pod {pod} (finalizers: example.com/held)"
-    world.eventually(lambda: world.read(*tenant_key(other)) is None, "the other is gone", 60)
+    world.eventually(lambda: world.read(*tenant_key(other)) is None, "the other is gone")
     free = [{"op": "remove", "path": "/metadata/finalizers/0"}]
     world.installed.kubectl(*patch, json.dumps(free))
-    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone")
 
 
 def test_a_tenant_on_legal_hold_is_not_deleted_by_anybody(world: World) -> None:
@@ -173,7 +173,7 @@ def test_a_tenant_on_legal_hold_is_not_deleted_by_anybody(world: World) -> None:
 
     _hold(world, tenant, None)
     world.delete(*tenant_key(tenant))
-    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone")
 
 
 def test_a_hold_that_is_set_while_a_tenant_goes_keeps_its_namespace(world: World) -> None:
@@ -192,10 +192,10 @@ def test_a_hold_that_is_set_while_a_tenant_goes_keeps_its_namespace(world: World
         return sum((r.verb, r.resource, r.name) == ("get", "tenants", tenant) for r in asked)
 
     # Whatever the first look called for is done before the second.
-    world.eventually(lambda: looks() >= 2, "it is looked at twice", 60)
+    world.eventually(lambda: looks() >= 2, "it is looked at twice")
     assert world.read("Namespace", "", f"tenant-{tenant}") is not None
     _hold(world, tenant, None)
-    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone")
 
 
 def _hold(world: World, tenant: str, why: str | None) -> None:
@@ -206,7 +206,7 @@ def _retained(world: World) -> str:
     """Return the namespace of a tenant that was deleted."""
     tenant = world.tenant(deletion={"protection": "Disabled", "retentionDays": 30})
     world.delete(*tenant_key(tenant))
-    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone")
     return f"tenant-{tenant}"
 
 
@@ -266,5 +266,5 @@ def test_a_plan_that_the_nodes_cannot_hold_is_told_and_set_up_all_the_same(world
 
     tenant = world.tenant(planRef={"name": huge})
 
-    body = world.wait_for(tenant_key(tenant), "CapacityReserved", "InsufficientCapacity", 30)
+    body = world.wait_for(tenant_key(tenant), "CapacityReserved", "InsufficientCapacity")
     assert condition(body, "Ready")[0] == "True"

@@ -38,19 +38,19 @@ def test_at_the_spend_limit_bots_stop_after_notice_and_resume_with_a_higher_one(
 ) -> None:
     tenant = world.tenant(billing={"spendLimit": "0.01"})
     world.create(a_bot(tenant, replicas=2))
-    body = world.wait_for(tenant_key(tenant), "WithinLimits", "SpendLimitReached", within=40)
+    body = world.wait_for(tenant_key(tenant), "WithinLimits", "SpendLimitReached")
     assert "bots stop in 15 minutes or less" in condition(body, "WithinLimits")[2]
     world.wait_for(bot_key(tenant), "Ready", "Running")
     assert body["status"]["usage"]["limitPercent"] >= 100
 
     _let_notice_pass(books, tenant)
 
-    body = world.wait_for(tenant_key(tenant), "Suspended", "SpendLimit", within=30)
+    body = world.wait_for(tenant_key(tenant), "Suspended", "SpendLimit")
     assert body["status"]["suspendedFor"] == ["SpendLimit"]
     assert "bots are stopped" in condition(body, "WithinLimits")[2]
     world.eventually(lambda: _replicas(world, tenant) == 0, "bots are stopped")
     world.patch(*tenant_key(tenant), NO_LIMIT)
-    world.wait_for(tenant_key(tenant), "Suspended", "False", within=40)
+    world.wait_for(tenant_key(tenant), "Suspended", "False")
     world.wait_for(bot_key(tenant), "Ready", "Running")
     assert _replicas(world, tenant) == 2
 
@@ -65,24 +65,24 @@ def test_plan_may_stop_a_tenant_where_all_that_it_includes_is_used(
     tenant, other = world.tenant(planRef={"name": strict}), world.tenant(planRef={"name": soft})
     world.create(a_bot(tenant))
     world.create(a_bot(other))
-    body = world.wait_for(tenant_key(tenant), "WithinLimits", "UsageLimitReached", within=60)
+    body = world.wait_for(tenant_key(tenant), "WithinLimits", "UsageLimitReached")
     assert "bots stop in 15 minutes or less" in condition(body, "WithinLimits")[2]
-    world.wait_for(tenant_key(other), "WithinLimits", "OverIncluded", within=60)
+    world.wait_for(tenant_key(other), "WithinLimits", "OverIncluded")
 
     _let_notice_pass(books, tenant)
 
-    body = world.wait_for(tenant_key(tenant), "Suspended", "UsageLimit", within=30)
+    body = world.wait_for(tenant_key(tenant), "Suspended", "UsageLimit")
     assert body["status"]["suspendedFor"] == ["UsageLimit"]
     world.eventually(lambda: _replicas(world, tenant) == 0, "bots are stopped")
     world.patch(*tenant_key(tenant), {"spec": {"planRef": {"name": soft}}})
-    world.wait_for(tenant_key(tenant), "Suspended", "False", within=40)
+    world.wait_for(tenant_key(tenant), "Suspended", "False")
     world.wait_for(bot_key(tenant), "Ready", "Running")
     assert condition(world.read(*tenant_key(other)), "Suspended")[0] == "False"
 
 
 def test_each_warning_of_a_limit_is_an_event_once(world: World) -> None:
     tenant = world.tenant(billing={"spendLimit": "0.01"})
-    world.wait_for(tenant_key(tenant), "WithinLimits", "SpendLimitReached", within=40)
+    world.wait_for(tenant_key(tenant), "WithinLimits", "SpendLimitReached")
 
     def warnings() -> list[str]:
         found = world.installed.get("events", "-n", "default")["items"]
@@ -93,7 +93,7 @@ def test_each_warning_of_a_limit_is_an_event_once(world: World) -> None:
     world.installed.kill9("operator")
     world.installed.start("operator")
     world.patch(*tenant_key(tenant), NO_LIMIT)
-    world.wait_for(tenant_key(tenant), "WithinLimits", "True", within=60)
+    world.wait_for(tenant_key(tenant), "WithinLimits", "True")
 
     assert warnings() == ["100 %", "50 % ", "80 % ", "90 % "]
 
@@ -132,10 +132,10 @@ def test_an_overdue_tenant_resumes_when_it_has_paid(
 
     _stay_unpaid(books, tenant)
 
-    world.wait_for(tenant_key(tenant), "Suspended", "PaymentOverdue", within=30)
+    world.wait_for(tenant_key(tenant), "Suspended", "PaymentOverdue")
     world.eventually(lambda: _replicas(world, tenant) == 0, "bots are stopped")
     world.installed.botplane("payment", "record", number, a_name("transfer"))
-    world.wait_for(tenant_key(tenant), "Suspended", "False", within=30)
+    world.wait_for(tenant_key(tenant), "Suspended", "False")
     world.wait_for(bot_key(tenant), "Ready", "Running")
 
 
@@ -152,7 +152,7 @@ def test_a_plan_may_let_an_overdue_tenant_run_on(
     _stay_unpaid(books, strict)
 
     # The other one is stopped, so the debts have been read.
-    world.wait_for(tenant_key(strict), "Suspended", "PaymentOverdue", within=30)
+    world.wait_for(tenant_key(strict), "Suspended", "PaymentOverdue")
     assert condition(world.read(*tenant_key(tenant)), "Suspended")[0] == "False"
     assert _replicas(world, tenant) == 1
 
@@ -164,9 +164,9 @@ def test_who_is_suspended_stays_so_while_postgres_is_away(
         pytest.skip("the server of DATABASE_URL is not ours to kill")
     tenant = world.tenant(billing={"spendLimit": "0.01"})
     world.create(a_bot(tenant))
-    world.wait_for(tenant_key(tenant), "WithinLimits", "SpendLimitReached", within=40)
+    world.wait_for(tenant_key(tenant), "WithinLimits", "SpendLimitReached")
     _let_notice_pass(books, tenant)
-    world.wait_for(tenant_key(tenant), "Suspended", "SpendLimit", within=30)
+    world.wait_for(tenant_key(tenant), "Suspended", "SpendLimit")
     other = world.tenant()
     world.installed.stop("operator")
     postgres.kill9()
@@ -176,7 +176,7 @@ def test_who_is_suspended_stays_so_while_postgres_is_away(
         world.installed.wait_for_leader()
         # Every bot has had its pass when the one that came last runs.
         world.create(a_bot(other, "last"))
-        world.wait_for(bot_key(other, "last"), "Ready", "Running", within=40)
+        world.wait_for(bot_key(other, "last"), "Ready", "Running")
         seen = world.read(*tenant_key(tenant))
     finally:
         postgres.restart()

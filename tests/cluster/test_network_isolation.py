@@ -30,7 +30,7 @@ def admin(world: World) -> Iterator[Api]:
     yield open_api(str(world.installed.cluster.kubeconfigs["admin"]))
     world.delete(*RECORD)
     told = world.tenant()
-    world.wait_for(tenant_key(told), "NetworkIsolation", "NotProbed", 30)
+    world.wait_for(tenant_key(told), "NetworkIsolation", "NotProbed")
 
 
 def entry(tenant: dict[str, Any] | None) -> dict[str, Any]:
@@ -59,11 +59,11 @@ def test_a_network_that_ignores_policies_is_told_and_fires_the_alert(
     world.installed.kill9("operator")
     assert found(admin, OPEN)
     world.installed.start("operator")
-    body = world.wait_for(tenant_key(tenant), "NetworkIsolation", "ProbeFailed", 30)
+    body = world.wait_for(tenant_key(tenant), "NetworkIsolation", "ProbeFailed")
     scrapes.append(scraped(world))
     late = world.tenant()
     assert found(admin, ENFORCED)
-    world.wait_for(tenant_key(tenant), "NetworkIsolation", "PoliciesEnforced", 30)
+    world.wait_for(tenant_key(tenant), "NetworkIsolation", "PoliciesEnforced")
     scrapes.append(scraped(world))
 
     _, reason, message = condition(body, "NetworkIsolation")
@@ -119,10 +119,10 @@ def test_where_isolation_must_be_proven_only_new_tenants_wait_for_it(
     assert condition(waiting, "Reconciling")[0] == "True"
 
     assert found(admin, ENFORCED)
-    strict.wait_for(tenant_key(early), "Ready", "Provisioned", 30)
+    strict.wait_for(tenant_key(early), "Ready", "Provisioned")
     strict.bot(early, "one")
     assert found(admin, OPEN)
-    strict.wait_for(tenant_key(early), "NetworkIsolation", "ProbeFailed", 30)
+    strict.wait_for(tenant_key(early), "NetworkIsolation", "ProbeFailed")
     strict.create(a_tenant(late))
     strict.wait_for(tenant_key(late), "Ready", "ProbeFailed")
 
@@ -134,7 +134,7 @@ def test_where_isolation_must_be_proven_only_new_tenants_wait_for_it(
         lambda: strict.read("NetworkPolicy", f"tenant-{early}", "default-deny"), "it is repaired"
     )
     world.delete(*RECORD)
-    strict.wait_for(tenant_key(late), "Ready", "NotProbed", 30)
+    strict.wait_for(tenant_key(late), "Ready", "NotProbed")
 
 
 def scraped(world: World) -> str:

@@ -13,7 +13,8 @@ from tests.support.controlplane import audit
 from tests.support.installation import OPERATOR_USER
 from tests.support.world import World, bot_key
 
-IDLE_SECONDS = 60
+# Less than a minute: two writes a minute apart are within their promise.
+IDLE_SECONDS = 50
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def converged(world: World) -> str:
         runtimeConfig={"text": "emoji 😀, \u2028, \u2029, \x7f, \x85, \x9f, \ufeff and \uffff"},
     )
     world.bot(tenant, "two", autoscaling={"maxReplicas": 3, "targetMemoryPercent": 80})
-    world.eventually(lambda: _shows_usage(world, tenant), "usage is shown", 60)
+    world.eventually(lambda: _shows_usage(world, tenant), "usage is shown")
     return tenant
 
 
@@ -60,7 +61,7 @@ def test_an_idle_operator_writes_only_usage_and_what_it_foresees(world: World) -
     print(f"\nwrites in {IDLE_SECONDS} idle seconds: {dict(made) or 'none'}")
     assert {subresource for _, subresource, _ in made} <= {"status"}
     assert max(made.values(), default=0) <= 1, "more than one a minute and object"
-    world.eventually(lambda: "forecast" in _usage(world, month), "the forecast is shown", 60)
+    world.eventually(lambda: "forecast" in _usage(world, month), "the forecast is shown")
 
 
 def _ten_days_into_its_month(world: World) -> str:
@@ -72,7 +73,7 @@ def _ten_days_into_its_month(world: World) -> str:
         "anchorDay": min(anchor.day, 28),
     }
     tenant = world.tenant(billing=billing)
-    world.eventually(lambda: _usage(world, tenant), "usage is shown", 60)
+    world.eventually(lambda: _usage(world, tenant), "usage is shown")
     return tenant
 
 

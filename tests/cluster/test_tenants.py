@@ -170,7 +170,7 @@ def test_a_deleted_tenant_settles_and_goes_with_its_namespace(world: World) -> N
 
     world.delete("Tenant", "", name)
 
-    world.eventually(lambda: world.read("Tenant", "", name) is None, "the Tenant is gone", 60)
+    world.eventually(lambda: world.read("Tenant", "", name) is None, "the Tenant is gone")
     world.eventually(
         lambda: world.read("Namespace", "", f"tenant-{name}") is None, "the namespace is gone", 60
     )
@@ -194,7 +194,7 @@ def test_suspending_a_tenant_stops_its_bots_and_resuming_starts_them(world: Worl
 
     world.wait_for(bot_key(name), "Suspended", "True")
     namespace = f"tenant-{name}"
-    world.eventually(lambda: not world.list("Pod", namespace), "all pods are gone", 30)
+    world.eventually(lambda: not world.list("Pod", namespace), "all pods are gone")
     quota = world.read("ResourceQuota", namespace, "plan")
     assert quota is not None
     assert quota["spec"]["hard"]["pods"] == "0"

@@ -31,7 +31,7 @@ def test_a_volume_is_shown_in_gb_hours_and_ends_with_its_bot(world: World) -> No
     world.delete("BotDeployment", f"tenant-{tenant}", "bot")
 
     claims = ("PersistentVolumeClaim", f"tenant-{tenant}")
-    world.eventually(lambda: not world.list(*claims), "the claims are gone", 30)
+    world.eventually(lambda: not world.list(*claims), "the claims are gone")
     assert _intervals(world, "bot_id", bot_id) == ["exact", "exact"]
 
 
@@ -44,7 +44,7 @@ def test_a_tenant_closes_after_its_volumes_are_settled(world: World) -> None:
     world.delete("Tenant", "", name)
 
     space = ("Namespace", "", f"tenant-{name}")
-    world.eventually(lambda: world.read(*space) is None, "the namespace is gone", 60)
+    world.eventually(lambda: world.read(*space) is None, "the namespace is gone")
     assert _intervals(world, "tenant_id", tenant["metadata"]["uid"]) == ["exact"]
     with psycopg.connect(world.installed.database_url) as connection:
         late = connection.execute(

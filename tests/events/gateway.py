@@ -67,7 +67,7 @@ class Gateway(Serving):
             self.process = subprocess.Popen(
                 [BOTPLANE, "gateway"], env=environment, stdout=log, stderr=log
             )
-        until(self._serves, within=30, what="the gateway is ready")
+        until(self._serves, what="the gateway is ready")
 
     def probe(self, path: str) -> tuple[int, str]:
         """Return status and text of a route that bots do not reach."""
@@ -155,7 +155,6 @@ def known(gateway: Gateway, bot: Bot) -> Bot:
     """Return a bot when the gateway has heard of its key; nothing is called by that."""
     until(
         lambda: gateway.call(bot.key, path="/none").status == 404,
-        within=10,
         what="the key is known",
     )
     return bot

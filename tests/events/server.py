@@ -57,7 +57,7 @@ class Web(Serving):
         }
         command = [BOTPLANE, "web", "--port", str(self.port)]
         self.process = subprocess.Popen(command, env=environment)
-        until(self._is_ready, within=30, what="web is ready")
+        until(self._is_ready, what="web is ready")
 
     def ask(
         self, method: str, path: str, body: Any = None, **headers: str

@@ -169,7 +169,7 @@ def test_whatever_a_vendor_does_bots_get_an_answer_and_no_secret(
 
     assert len(vendor.dials) == 2 * len(FAULTS)
     billed = len(FAULTS) + sum(is_billed for _, is_billed, _ in FAULTS.values())
-    until(lambda: counted(conn, bot) == billed, within=20, what=f"{billed} calls are counted")
+    until(lambda: counted(conn, bot) == billed, what=f"{billed} calls are counted")
     told = gateway.log.read_text() + gateway.probe("/metrics")[1]
     assert SECRET not in told
     assert vendor.host not in told
@@ -240,7 +240,7 @@ def test_each_call_of_a_batch_has_its_answer_in_order(
     assert [answer["id"] for answer in reply.body] == [n % 7 for n in range(50)]
     assert sorted(vendor.methods) == sorted(f"m{n}" for n in range(50))
     assert sum("error" in answer for answer in reply.body) == 1
-    until(lambda: counted(conn, bot) == 49, within=20, what="49 calls are counted")
+    until(lambda: counted(conn, bot) == 49, what="49 calls are counted")
 
 
 def test_answers_never_change_places_whatever_clients_and_vendor_break_off(
@@ -272,10 +272,10 @@ def test_a_call_whose_bot_is_gone_before_the_answer_is_counted(
 ) -> None:
     vendor.faults = ["hang"]
     _break_off(gateway, bot.key)
-    until(lambda: vendor.dials, within=20, what="the call is made")
+    until(lambda: vendor.dials, what="the call is made")
     vendor.pauses.set()
 
-    until(lambda: counted(conn, bot) == 1, within=20, what="the call is counted")
+    until(lambda: counted(conn, bot) == 1, what="the call is counted")
 
 
 def test_one_tenant_cannot_take_the_place_of_all(
@@ -286,9 +286,9 @@ def test_one_tenant_cannot_take_the_place_of_all(
     batch = b"[" + b",".join([BODY] * 50) + b"]"
     with ThreadPoolExecutor(15) as threads:
         waiting = [threads.submit(gateway.call, bot.key) for _ in range(14)]
-        until(lambda: len(vendor.dials) == 14, within=20, what="14 calls wait")
+        until(lambda: len(vendor.dials) == 14, what="14 calls wait")
         waiting.append(threads.submit(gateway.call, bot.key, batch))
-        until(lambda: len(vendor.dials) == 22, within=20, what="8 of a batch of 50 wait too")
+        until(lambda: len(vendor.dials) == 22, what="8 of a batch of 50 wait too")
         more = gateway.call(bot.key)
         fine = gateway.call(other.key)
         vendor.pauses.set()
@@ -312,11 +312,11 @@ def test_a_hard_limit_refuses_calls_in_the_words_of_the_condition_until_there_is
     register_tenant(conn, account, now.replace(year=now.year - 1))
     bot, other = (known(gateway, a_bot(conn, of)) for of in (account.tenant_id, None))
     assert [gateway.call(bot.key).status for _ in range(5)] == [200] * 5
-    until(lambda: counted(conn, bot) == 5, within=20, what="5 calls are counted")
+    until(lambda: counted(conn, bot) == 5, what="5 calls are counted")
 
     stands = standings(conn, datetime.now(UTC))[0]
     enforce_limits(conn, stands.values(), datetime.now(UTC))
-    until(lambda: gateway.call(bot.key).status == 402, within=10, what="calls are refused")
+    until(lambda: gateway.call(bot.key).status == 402, what="calls are refused")
 
     reply, dials = gateway.call(bot.key), len(vendor.dials)
     blocks = open_blocks(conn, datetime.now(UTC))[account.tenant_id]
@@ -336,7 +336,7 @@ def test_a_hard_limit_refuses_calls_in_the_words_of_the_condition_until_there_is
         roomy = a_plan(limit, prices=[STRICT | {"included": "99"}])
         publish_plan(conn, roomy, datetime.now(UTC))
     enforce_limits(conn, standings(conn, datetime.now(UTC))[0].values(), datetime.now(UTC))
-    until(lambda: gateway.call(bot.key).status == 200, within=10, what="there is room")
+    until(lambda: gateway.call(bot.key).status == 200, what="there is room")
 
 
 def test_a_revoked_key_opens_nothing_any_more(
@@ -345,7 +345,7 @@ def test_a_revoked_key_opens_nothing_any_more(
     assert gateway.call(bot.key).status == 200
     revoke_keys(conn, [(bot.tenant_id, f"{bot.bot_id}-gateway")], datetime.now(UTC))
 
-    until(lambda: gateway.call(bot.key).status == 401, within=10, what="the key is refused")
+    until(lambda: gateway.call(bot.key).status == 401, what="the key is refused")
 
 
 def test_a_key_for_reports_opens_no_rpc(gateway: Gateway, conn: psycopg.Connection[Any]) -> None:

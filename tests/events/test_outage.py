@@ -59,7 +59,7 @@ def test_what_was_acknowledged_outlives_a_killed_server(mortal: servers.Postgres
             rows = conn.execute("SELECT event_id FROM usage_event").fetchall()
             assert acknowledged <= {event_id for (event_id,) in rows}
             for batch in batches:
-                until(partial(_is_stored, web, key, batch), within=30, what="Postgres is back")
+                until(partial(_is_stored, web, key, batch), what="Postgres is back")
             count = conn.execute("SELECT count(*), sum(quantity) FROM usage_event").fetchone()
 
     assert set(refused) == {503}

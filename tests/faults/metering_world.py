@@ -23,7 +23,7 @@ import psycopg
 import urllib3
 
 from tests.support.controlplane.cluster import Cluster
-from tests.support.controlplane.waiting import until
+from tests.support.controlplane.waiting import PATIENCE_SECONDS, until
 
 ROOT = Path(__file__).resolve().parents[2]
 FINALIZER = "botplane.io/metering"
@@ -137,7 +137,7 @@ class World:
         body = {"metadata": {"name": tenant.namespace, "labels": labels}}
         self.kube.send("POST", "/api/v1/namespaces", body)
         account = f"/api/v1/namespaces/{tenant.namespace}/serviceaccounts/default"
-        until(lambda: self.kube.send("GET", account), within=30, what="service account")
+        until(lambda: self.kube.send("GET", account), what="service account")
         self.tenants.append(tenant)
         return tenant
 
@@ -163,7 +163,7 @@ class World:
         """Return a pod as soon as it has ended by itself."""
         return self._in_phase(pod, "Succeeded")
 
-    def gone(self, pod: dict[str, Any], within: float = 30) -> None:
+    def gone(self, pod: dict[str, Any], within: float = PATIENCE_SECONDS) -> None:
         """Wait until a pod is gone."""
 
         def is_gone() -> bool:
@@ -182,7 +182,7 @@ class World:
             there: dict[str, Any] | None = self.kube.send("GET", path_of(pod))
             return there if there and there["status"].get("phase") == phase else None
 
-        there = until(found, within=30, what=f"{path_of(pod)} is {phase}")
+        there = until(found, what=f"{path_of(pod)} is {phase}")
         assert there is not None
         return there
 
@@ -202,7 +202,7 @@ class World:
                 pod["metadata"].setdefault("namespace", tenant.namespace)
                 self.kube.patch(path_of(pod), {"metadata": {"finalizers": None}})
                 self.delete(pod, gracePeriodSeconds=0)
-        until(lambda: self.left() == 0, within=60, what="no pods left behind")
+        until(lambda: self.left() == 0, what="no pods left behind")
 
 
 def path_of(pod: dict[str, Any] | Plan) -> str:
@@ -278,7 +278,7 @@ class Recorder:
     def wait_for_last_run(self, plan: Plan) -> None:
         """Wait until the last run of a pod has been seen."""
         last = plan.spans[-1][0]
-        until(lambda: self.restarts(plan.uid) >= last, within=60, what=f"{plan.name} runs")
+        until(lambda: self.restarts(plan.uid) >= last, what=f"{plan.name} runs")
 
     def _watch(self) -> None:
         while not self._stop.is_set():

@@ -204,7 +204,7 @@ class Stage:
             quiet = self._operator.proxy.quiet_seconds(place.name) > QUIET_SECONDS
             return quiet and place.settled()
 
-        until(over, within=60, what=f"{place.name} is settled", every=0.2)
+        until(over, what=f"{place.name} is settled", every=0.2)
 
     def _all_judged(
         self, names: Sequence[str], places: Sequence[Place], since: int

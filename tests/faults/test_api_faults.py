@@ -172,7 +172,7 @@ def test_no_tenant_was_ready_before_it_was_closed(
         ready, early = watcher.judged()
         return (ready, early) if ready else None
 
-    ready, early = until(judged, within=20, what="a Tenant was seen to become Ready")
+    ready, early = until(judged, what="a Tenant was seen to become Ready")
 
     print(f"\n{ready} times a Tenant became Ready, {len(early)} times too early")
     assert early == []
@@ -184,8 +184,8 @@ def test_retry_after_is_obeyed(botplane: Installation, operator: ProxiedOperator
     operator.proxy.add(*refused)
 
     world.create(a_tenant(name))
-    until(refused[0].reached.is_set, within=20, what="the quota was refused")
-    world.wait_for(tenant_key(name), "Ready", "True", within=20)
+    until(refused[0].reached.is_set, what="the quota was refused")
+    world.wait_for(tenant_key(name), "Ready", "True")
     world.bot(name)
 
     waits = {kind: operator.proxy.pauses_after("Reply", kind)[-1] for kind in REFUSED}
@@ -211,7 +211,7 @@ def test_a_change_that_the_answer_to_a_status_write_tells_first_is_followed(
     operator.proxy.add(answer, watch)
 
     world.patch(*bot_key(tenant), {"spec": {"replicas": TOO_MANY + 1}})
-    until(answer.reached.is_set, within=20, what="the status is being written")
+    until(answer.reached.is_set, what="the status is being written")
     world.patch(*bot_key(tenant), {"spec": {"replicas": TOO_MANY + 2}})
 
     said = f"spec.replicas is {TOO_MANY + 2} "

@@ -198,7 +198,6 @@ def _strike(fault: str, fire: Fire, index: int, server: servers.Postgres) -> Non
         server.kill9()
         until(
             lambda: all(fire.failed(fire.life(index)) for index in range(3)),
-            within=60,
             what="every gateway has failed to write",
         )
         server.restart()
@@ -222,9 +221,9 @@ def _play(fire: Fire, server: servers.Postgres, chance: random.Random) -> None:
         source = fire.source(life)
         _strike(fault, fire, index, server)
         with psycopg.connect(url, autocommit=True) as conn:
-            until(partial(_groups, conn, source), within=60, what="a write of the process")
+            until(partial(_groups, conn, source), what="a write of the process")
         last = len(fire.replies[life]) + chance.randrange(1, 400)
-        until(partial(fire.has, life, last), within=60, what="calls are answered")
+        until(partial(fire.has, life, last), what="calls are answered")
         if number == signal.SIGTERM:
             fire.wires[index].cut_commits = 1
         fire.end(index, number)

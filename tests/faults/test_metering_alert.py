@@ -29,7 +29,7 @@ def test_a_run_whose_end_nobody_told_is_bounded_and_fires_the_alert(
     with metering(world.cluster, usage, log, port):
         world.delete(exact)
         world.gone(exact)
-        until(lambda: sql(usage, CLOSED), within=20, what="an end that was told")
+        until(lambda: sql(usage, CLOSED), what="an end that was told")
         pass_time(2)
         told = _scraped(port)
     world.kube.patch(path_of(freed), {"metadata": {"finalizers": None}})
@@ -37,8 +37,8 @@ def test_a_run_whose_end_nobody_told_is_bounded_and_fires_the_alert(
     world.gone(freed)
     ended = time.time()
     with metering(world.cluster, usage, log, port):
-        until(lambda: len(sql(usage, CLOSED)) > 1, within=20, what="an end that nobody told")
-        untold = until(lambda: _inexact(_scraped(port)), within=20, what="it is counted")
+        until(lambda: len(sql(usage, CLOSED)) > 1, what="an end that nobody told")
+        untold = until(lambda: _inexact(_scraped(port)), what="it is counted")
 
     uid = freed["metadata"]["uid"]
     started = freed["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]

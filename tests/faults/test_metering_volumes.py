@@ -45,14 +45,14 @@ def test_a_volume_is_billed_from_bound_to_asked_to_go_at_each_of_its_sizes(
     before = time.time()
     claim = bound(world, world.tenant())
     with metering(world.cluster, usage, log):
-        until(lambda: sql(usage, "SELECT 1 FROM pod"), within=20, what="claim known")
+        until(lambda: sql(usage, "SELECT 1 FROM pod"), what="claim known")
         pass_time(2)
         asked, answered = resize(world, claim, "20Gi")
         pass_time(2)
         ended = delete(world, claim)
-        until(lambda: is_gone(world, claim), within=20, what="claim gone")
+        until(lambda: is_gone(world, claim), what="claim gone")
         settled = "SELECT kind FROM pod WHERE settled_at IS NOT NULL"
-        kinds = until(lambda: sql(usage, settled), within=20, what="claim settled")
+        kinds = until(lambda: sql(usage, settled), what="claim settled")
 
     assert kinds == [("PersistentVolumeClaim",)]
     ((first, start, cut), (second, again, end)) = billed(usage, claim)
@@ -75,7 +75,7 @@ def test_what_happens_to_volumes_while_metering_is_dead_is_billed_to_the_second(
     assert not is_gone(world, claim)
 
     with metering(world.cluster, usage, log):
-        until(lambda: is_gone(world, claim), within=20, what="claim gone")
+        until(lambda: is_gone(world, claim), what="claim gone")
 
     ((size, start, end),) = billed(usage, claim)
     assert (size, end) == (20 * GIB, ended)
@@ -109,7 +109,7 @@ def test_volumes_are_billed_once_by_two_meterings_that_are_killed_and_cut_off(
                 pass_time(1)
                 postgres.restart()
         ending.join()
-        until(lambda: all(is_gone(world, c) for c in claims), within=60, what="all claims gone")
+        until(lambda: all(is_gone(world, c) for c in claims), what="all claims gone")
     proxy.close()
 
     for claim in claims:
@@ -128,7 +128,7 @@ def test_a_namespace_with_volumes_goes_once_they_are_billed(
     world.kube.send("DELETE", path)
 
     with metering(world.cluster, usage, log):
-        until(lambda: world.kube.send("GET", path) is None, within=60, what="namespace gone")
+        until(lambda: world.kube.send("GET", path) is None, what="namespace gone")
 
     assert [len(billed(usage, claim)) for claim in claims] == [1, 1, 1]
     world.tenants.clear()
@@ -139,15 +139,15 @@ def test_a_claim_freed_by_hand_while_metering_is_dead_is_billed_no_second_too_ma
 ) -> None:
     claim = bound(world, world.tenant())
     with metering(world.cluster, usage, log):
-        until(lambda: sql(usage, "SELECT 1 FROM runtime_interval"), within=20, what="claim known")
+        until(lambda: sql(usage, "SELECT 1 FROM runtime_interval"), what="claim known")
     pass_time(2)
     world.kube.patch(place(claim), {"metadata": {"finalizers": None}})
     world.kube.send("DELETE", place(claim))
-    until(lambda: is_gone(world, claim), within=20, what="claim gone")
+    until(lambda: is_gone(world, claim), what="claim gone")
     went = time.time()
 
     with metering(world.cluster, usage, log):
-        until(lambda: billed(usage, claim), within=20, what="closed")
+        until(lambda: billed(usage, claim), what="closed")
 
     ((size, start, end),) = billed(usage, claim)
     assert size == 10 * GIB
@@ -170,10 +170,10 @@ def test_a_claim_that_a_pod_still_uses_costs_nothing_once_it_was_asked_to_go(
     pod = world.running(world.pod(tenant, spec={"volumes": volumes}))
     with metering(world.cluster, usage, log):
         ended = delete(world, claim)
-        until(lambda: billed(usage, claim), within=20, what="billed")
+        until(lambda: billed(usage, claim), what="billed")
         left = world.kube.send("GET", place(claim))["metadata"]["finalizers"]
         world.delete(pod)
-        until(lambda: is_gone(world, claim), within=30, what="claim gone")
+        until(lambda: is_gone(world, claim), what="claim gone")
 
     assert left in (["kubernetes.io/pvc-protection"], [FINALIZER, "kubernetes.io/pvc-protection"])
     assert [end for _, _, end in billed(usage, claim)] == [ended]
@@ -185,9 +185,9 @@ def test_a_claim_that_was_never_bound_is_free_and_released(
 ) -> None:
     claim = make(world, world.tenant(), "data", "10Gi")
     with metering(world.cluster, usage, log):
-        until(lambda: sql(usage, "SELECT 1 FROM pod"), within=20, what="claim known")
+        until(lambda: sql(usage, "SELECT 1 FROM pod"), what="claim known")
         delete(world, claim)
-        until(lambda: is_gone(world, claim), within=20, what="claim gone")
+        until(lambda: is_gone(world, claim), what="claim gone")
 
     assert sql(usage, "SELECT * FROM runtime_interval") == []
 
@@ -222,7 +222,7 @@ def bound(world: World, tenant: Tenant, size: str = "10Gi") -> Claim:
         found: Claim = world.kube.send("GET", place(claim))
         return found if found["status"].get("phase") == "Bound" else None
 
-    found = until(is_bound, within=60, what="bound")
+    found = until(is_bound, what="bound")
     return {**found, "seen_bound": time.time()}
 
 

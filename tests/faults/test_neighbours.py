@@ -58,7 +58,7 @@ def test_a_tenant_that_makes_passes_fail_disturbs_nobody(
 
     world.create(a_tenant(poison))
 
-    body = world.wait_for(tenant_key(poison), "Ready", "InternalError", within=20)
+    body = world.wait_for(tenant_key(poison), "Ready", "InternalError")
     assert condition(body, "Ready")[0] == "False"
     assert "Traceback" not in str(body["status"])
     healthy = world.tenant()
@@ -118,7 +118,7 @@ def test_an_outage_of_the_api_server_restarts_nothing(
     over.wait(OUTAGE_SECONDS)
     over.set()
 
-    world.wait_for(bot_key(tenant), "Ready", "Running", within=60)
+    world.wait_for(bot_key(tenant), "Ready", "Running")
     assert proxied.restarts == restarts
 
 
@@ -130,12 +130,12 @@ def test_a_delete_never_meets_another_object(world: World, proxied: ProxiedOpera
     proxied.proxy.add(late)
 
     world.patch(*bot_key(tenant), {"spec": {"autoscaling": None}})
-    until(late.reached.is_set, within=20, what="the operator deletes its autoscaler")
+    until(late.reached.is_set, what="the operator deletes its autoscaler")
     world.delete(scaler, namespace, "bot")
     world.create(_foreign_scaler(namespace))
     before = world.read(scaler, namespace, "bot")
 
-    until(late.answered.is_set, within=20, what="the late delete is answered")
+    until(late.answered.is_set, what="the late delete is answered")
     assert before is not None
     after = world.read(scaler, namespace, "bot")
     assert after is not None
@@ -157,14 +157,14 @@ def test_a_bot_that_looked_while_its_tenant_was_open_is_looked_at_again(
     proxied.proxy.add(slow)
 
     world.delete("NetworkPolicy", namespace, "default-deny")
-    until(slow.reached.is_set, within=20, what="the policy is being restored")
+    until(slow.reached.is_set, what="the policy is being restored")
     world.delete("Service", namespace, "bot")
-    world.wait_for(bot_key(tenant), "Ready", "TenantNotReady", within=20)
+    world.wait_for(bot_key(tenant), "Ready", "TenantNotReady")
 
     world.eventually(
         lambda: world.read("Service", namespace, "bot") is not None, "the service is back", 20
     )
-    world.wait_for(bot_key(tenant), "Ready", "Running", within=20)
+    world.wait_for(bot_key(tenant), "Ready", "Running")
 
 
 def _calm_tenant(world: World) -> str:
@@ -172,7 +172,7 @@ def _calm_tenant(world: World) -> str:
     for number in range(CALM_BOTS):
         world.create(a_bot(tenant, f"bot-{number}"))
     for number in range(CALM_BOTS):
-        world.wait_for(bot_key(tenant, f"bot-{number}"), "Ready", "True", within=60)
+        world.wait_for(bot_key(tenant, f"bot-{number}"), "Ready", "True")
     return tenant
 
 

@@ -54,11 +54,11 @@ def test_a_bot_that_comes_while_its_tenant_goes_does_not_outlive_it(
     )
     proxied.proxy.add(last)
     world.delete(*tenant_key(tenant))
-    until(last.reached.is_set, within=20, what="nothing is left to do but to let the Tenant go")
+    until(last.reached.is_set, what="nothing is left to do but to let the Tenant go")
 
     world.create(a_bot(tenant))
 
-    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone", 60)
+    world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone")
     world.wait_for(bot_key(tenant), "Ready", "TenantNotFound")
     workload = world.read("Deployment", f"tenant-{tenant}", "bot")
     assert workload is None or workload["spec"]["replicas"] == 0
@@ -99,7 +99,7 @@ def test_a_leader_that_lost_the_lease_ends_without_waiting_for_its_passes(
     proxied.proxy.add(hanging, lease)
 
     world.create(a_bot(tenant))
-    until(hanging.reached.is_set, within=20, what="a pass is under way")
+    until(hanging.reached.is_set, what="a pass is under way")
 
     # A call without an answer is given up after half a minute, the lease after ten seconds.
-    until(lambda: proxied.restarts > restarts, within=20, what="it ends, and is started again")
+    until(lambda: proxied.restarts > restarts, what="it ends, and is started again")

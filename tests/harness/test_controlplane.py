@@ -81,7 +81,7 @@ class Pods:
             pod: dict[str, Any] | None = self.api.get(f"{self.path}/{name}")
             return pod if pod and pod["status"]["phase"] == phase else None
 
-        found = until(reached, within=10, what=f"pod {phase}")
+        found = until(reached, what=f"pod {phase}")
         assert found is not None
         return found
 
@@ -107,7 +107,7 @@ def pods(control_plane: Cluster) -> Iterator[Pods]:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     api.create("/api/v1/namespaces", {"metadata": {"name": namespace, "labels": labels}})
     account = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
-    until(lambda: api.get(account), within=10, what="default service account")
+    until(lambda: api.get(account), what="default service account")
     yield Pods(api, namespace)
     api.delete(f"/api/v1/namespaces/{namespace}")
 
@@ -148,7 +148,7 @@ def test_a_deleted_pod_with_a_finalizer_keeps_both_times_until_it_is_released(po
     assert times(pod) == (STARTED, FINISHED)
     assert "deletionTimestamp" in pod["metadata"]
     pods.release(name)
-    until(lambda: pods.is_gone(name), within=10, what="released pod gone")
+    until(lambda: pods.is_gone(name), what="released pod gone")
 
 
 def test_a_deleted_pod_without_a_finalizer_goes(pods: Pods) -> None:
@@ -157,13 +157,13 @@ def test_a_deleted_pod_without_a_finalizer_goes(pods: Pods) -> None:
 
     pods.delete(name)
 
-    until(lambda: pods.is_gone(name), within=10, what="pod gone")
+    until(lambda: pods.is_gone(name), what="pod gone")
 
 
 def test_a_pod_deleted_before_it_ran_has_no_times(pods: Pods) -> None:
     name = pods.create((FINALIZER,), run_delay="1h")
     path = f"{pods.path}/{name}"
-    until(lambda: pods.api.get(path)["spec"].get("nodeName"), within=10, what="scheduled")
+    until(lambda: pods.api.get(path)["spec"].get("nodeName"), what="scheduled")
 
     pods.delete(name)
 
@@ -182,7 +182,7 @@ def test_a_crash_restarts_the_container_and_keeps_the_times_of_its_last_run(pods
         status = pods.when(name, "Running")["status"]["containerStatuses"][0]
         return status if status["restartCount"] == 1 else None
 
-    status = until(crashed, within=10, what="restart")
+    status = until(crashed, what="restart")
     assert status["state"] == {"running": {"startedAt": restarted}}
     ended = status["lastState"]["terminated"]
     assert (ended["startedAt"], ended["finishedAt"]) == (STARTED, FINISHED)
@@ -204,7 +204,7 @@ def test_a_job_completes(pods: Pods) -> None:
     def succeeded() -> Any:
         return pods.api.get(f"{pods.jobs}/backup")["status"].get("succeeded")
 
-    assert until(succeeded, within=15, what="job succeeded") == 1
+    assert until(succeeded, what="job succeeded") == 1
 
 
 def test_a_rollout_leaves_the_metered_pods_behind(pods: Pods) -> None:
@@ -219,16 +219,16 @@ def test_a_rollout_leaves_the_metered_pods_behind(pods: Pods) -> None:
         listed = pods.api.get(pods.path)["items"]
         return [pod["metadata"]["name"] for pod in listed if pod["status"]["phase"] == phase]
 
-    until(lambda: len(in_phase("Running")) == 2, within=10, what="first pods run")
+    until(lambda: len(in_phase("Running")) == 2, what="first pods run")
     first = in_phase("Running")
 
     change = {"spec": {"template": {"metadata": {"annotations": {"version": "2"}}}}}
     pods.api.patch(f"{pods.deployments}/bot", change)
 
-    until(lambda: sorted(in_phase("Failed")) == sorted(first), within=20, what="old pods ended")
-    until(lambda: len(in_phase("Running")) == 2, within=10, what="new pods run")
+    until(lambda: sorted(in_phase("Failed")) == sorted(first), what="old pods ended")
+    until(lambda: len(in_phase("Running")) == 2, what="new pods run")
     pods.api.delete(f"{pods.deployments}/bot")
-    until(lambda: len(in_phase("Failed")) == 4, within=20, what="all ended")
+    until(lambda: len(in_phase("Failed")) == 4, what="all ended")
     for name in in_phase("Failed"):
         pods.release(name)
 
@@ -241,7 +241,7 @@ def test_pods_created_while_the_nodes_are_dead_run_when_they_are_back(
     control_plane.kill9("kwok")
     name = pods.create()
     path = f"{pods.path}/{name}"
-    until(lambda: pods.api.get(path)["spec"].get("nodeName"), within=10, what="scheduled")
+    until(lambda: pods.api.get(path)["spec"].get("nodeName"), what="scheduled")
 
     control_plane.restart("kwok")
 
@@ -282,7 +282,7 @@ def test_a_killed_api_server_comes_back_at_the_same_address(control_plane: Clust
     assert not control_plane.api().is_ready()
     control_plane.restart("kube-apiserver")
 
-    until(control_plane.api().is_ready, within=30, what="API server ready again")
+    until(control_plane.api().is_ready, what="API server ready again")
 
 
 def test_nothing_is_left_after_a_stop(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_nothing_is_left_when_the_starter_is_killed(tmp_path: Path) -> None:
     def all_gone() -> bool:
         return not any(psutil.pid_exists(pid) for pid in started) and not state.exists()
 
-    until(all_gone, within=15, what="everything ended and removed")
+    until(all_gone, what="everything ended and removed")
 
 
 def test_a_recycled_process_id_is_not_killed(tmp_path: Path) -> None:

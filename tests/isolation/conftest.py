@@ -49,7 +49,7 @@ def stage(botplane: Installation) -> Stage:
     world.patch("Tenant", "", made.suspended, {"spec": {"suspend": True}})
     world.wait_for(bot_key(made.suspended), "Suspended", "True")
     namespace = f"tenant-{made.suspended}"
-    world.eventually(lambda: not world.list("Pod", namespace), "no pod is left", 60)
+    world.eventually(lambda: not world.list("Pod", namespace), "no pod is left")
     return made
 
 
@@ -67,7 +67,7 @@ def mode(stage: Stage, request: pytest.FixtureRequest) -> Iterator[str]:
     # The lease of the killed one runs out first.
     newcomer = a_name()
     stage.world.create(a_tenant(newcomer))
-    stage.world.wait_for(tenant_key(newcomer), "Ready", "True", within=60)
+    stage.world.wait_for(tenant_key(newcomer), "Ready", "True")
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_without_its_policies_the_list_finds_the_breaches(stage: Stage) -> None:
             ids = {o.attack.id for o in found if o.verdict is Verdict.BREACH}
             return ids if "ISO-036" in ids else None
 
-        found = stage.world.eventually(breaches, "the policies are gone", 60)
+        found = stage.world.eventually(breaches, "the policies are gone")
     finally:
         installed.kubectl("apply", "--server-side", "-f", str(ROOT / "manifests" / "install"))
 
@@ -107,4 +107,4 @@ def test_without_its_policies_the_list_finds_the_breaches(stage: Stage) -> None:
     def whole() -> bool:
         return all(outcome.is_good for outcome in probe.check(stage.api, stage.attacker))
 
-    stage.world.eventually(whole, "the policies are back", 60)
+    stage.world.eventually(whole, "the policies are back")

@@ -108,6 +108,6 @@ def test_iso_090_an_autoscaler_or_a_deployment_brings_no_pod_back(stage: Stage) 
             repaired is not None and repaired["spec"]["replicas"] == 0
         )
 
-    world.eventually(told, "the pods are refused, or the replicas taken back", 30)
+    world.eventually(told, "the pods are refused, or the replicas taken back")
     assert world.list("Pod", namespace) == []
     world.patch("Deployment", namespace, "bot", {"spec": {"replicas": 0}})

@@ -57,7 +57,7 @@ class Containers:
     def bot(self, tenant: str, name: str = "bot", **spec: Any) -> dict[str, Any]:
         """Create a bot and return its pod once it is Ready."""
         self.world.create(a_real_bot(tenant, name, **spec))
-        self.world.wait_for(bot_key(tenant, name), "Ready", "True", within=40)
+        self.world.wait_for(bot_key(tenant, name), "Ready", "True")
         return self.pod(tenant, name)
 
     def pod(self, tenant: str, name: str = "bot") -> dict[str, Any]:

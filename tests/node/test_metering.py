@@ -121,8 +121,8 @@ def test_a_run_that_the_kernel_ends_for_its_memory(
         last = status_of(containers.pods(tenant)[0]).get("lastState", {}).get("terminated", {})
         return bool(last.get("reason") == "OOMKilled")
 
-    world.eventually(killed, "killed for its memory", 40)
-    world.eventually(lambda: meter.is_closed(uid, 0), "the run is billed", 30)
+    world.eventually(killed, "killed for its memory")
+    world.eventually(lambda: meter.is_closed(uid, 0), "the run is billed")
     meter.exact("out of memory", uid, 0)
 
 
@@ -135,7 +135,7 @@ def test_the_hook_before_the_stop_and_the_grace_period_count(
 
     world.patch(*bot_key(tenant), {"spec": {"suspend": True}})
 
-    world.eventually(lambda: not containers.pods(tenant), "the pod is gone", 40)
+    world.eventually(lambda: not containers.pods(tenant), "the pod is gone")
     meter.exact("preStop and grace period", uid, 0)
 
 
@@ -152,7 +152,7 @@ def test_a_pod_deleted_by_force_is_billed_until_its_container_ends(
     def gone() -> bool:
         return all(p["metadata"]["uid"] != meta["uid"] for p in containers.pods(tenant))
 
-    world.eventually(gone, "the pod is gone", 40)
+    world.eventually(gone, "the pod is gone")
     meter.exact("deleted by force", meta["uid"], 0)
     (life,) = diaries.of(meta["uid"]).values()
     assert time.time() - life.last < 40
@@ -167,10 +167,10 @@ def test_a_run_that_ends_while_the_kubelet_is_dead(
     cluster = world.installed.cluster
 
     cluster.kill9("kubelet")
-    world.eventually(lambda: diaries.of(uid)[0].at("end"), "the bot ends without a kubelet", 20)
+    world.eventually(lambda: diaries.of(uid)[0].at("end"), "the bot ends without a kubelet")
     cluster.restart("kubelet")
 
-    world.eventually(lambda: meter.is_closed(uid, 0), "the run is billed", 60)
+    world.eventually(lambda: meter.is_closed(uid, 0), "the run is billed")
     meter.exact("kubelet dead at the end", uid, 0)
 
 
@@ -187,10 +187,10 @@ def test_runs_go_on_while_kubelet_and_containerd_are_killed(
     for program in ("containerd", "kubelet"):
         cluster.restart(program)
 
-    world.eventually(lambda: _can_be_reached(containers, pod), "the pod answers", 60)
+    world.eventually(lambda: _can_be_reached(containers, pod), "the pod answers")
     assert status_of(containers.pod(tenant))["restartCount"] == 0
     world.patch(*bot_key(tenant), {"spec": {"suspend": True}})
-    world.eventually(lambda: not containers.pods(tenant), "the pod is gone", 60)
+    world.eventually(lambda: not containers.pods(tenant), "the pod is gone")
     meter.exact("kubelet and containerd killed", uid, 0)
 
 
@@ -222,13 +222,13 @@ def test_a_machine_that_loses_its_power_is_never_billed_for_more_than_it_ran(
 
     world.eventually(back, "the bot runs again", 90)
     figures.add("power back until the bot is Ready", f"{time.monotonic() - started:.1f} s")
-    world.eventually(lambda: meter.is_closed(uid, 0), "the first run is billed", 60)
+    world.eventually(lambda: meter.is_closed(uid, 0), "the first run is billed")
     shown = status_of(containers.pod(tenant))["lastState"]["terminated"]
     told = {key: shown[key] for key in ("exitCode", "reason", "startedAt", "finishedAt")}
     figures.add("power cut, what the API tells", " ".join(map(str, told.values())))
     meter.compare("power cut", uid, 0)
     world.patch(*bot_key(tenant), {"spec": {"suspend": True}})
-    world.eventually(lambda: not containers.pods(tenant), "the pod is gone", 60)
+    world.eventually(lambda: not containers.pods(tenant), "the pod is gone")
     meter.exact("after the power cut", uid, 1)
 
 

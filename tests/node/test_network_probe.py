@@ -28,7 +28,7 @@ def test_iso_076_a_network_that_enforces_no_policies_is_found_out(
     try:
         ignored = probe_network(api, scene, image)
         assert record(api, "botplane-system", ignored, utc_now())
-        world.wait_for(told, "NetworkIsolation", "ProbeFailed", 30)
+        world.wait_for(told, "NetworkIsolation", "ProbeFailed")
     finally:
         cluster.restart("kube-router")
     # As in a strict cluster, where no tenant is set up before this is proven.
@@ -36,7 +36,7 @@ def test_iso_076_a_network_that_enforces_no_policies_is_found_out(
     command = ("isolation-check", "--tenant", tenant, "--probe-image", image, "--record")
     table = world.installed.botplane(*command).splitlines()
     assert [row.split()[2] for row in table if row.startswith("ISO-076")] == ["refused"]
-    world.wait_for(told, "NetworkIsolation", "PoliciesEnforced", 30)
+    world.wait_for(told, "NetworkIsolation", "PoliciesEnforced")
 
     verdicts = [outcome.verdict for outcome in (enforced, ignored, again)]
     figures.add("network probe: with policies, without, with", ", ".join(verdicts))
@@ -48,4 +48,4 @@ def test_iso_076_a_network_that_enforces_no_policies_is_found_out(
         names = [n["metadata"]["name"] for n in world.installed.get("namespaces")["items"]]
         return not any(name.startswith("isolation-check") for name in names)
 
-    world.eventually(is_tidy, "nothing is left behind", 30)
+    world.eventually(is_tidy, "nothing is left behind")

@@ -76,7 +76,7 @@ def test_an_unhealthy_bot_is_restarted_by_its_probe(
         status = status_of(containers.pod(tenant))
         return status["restartCount"] == 1 and bool(status["ready"])
 
-    world.eventually(healthy_again, "restarted by the probe and ready", 40)
+    world.eventually(healthy_again, "restarted by the probe and ready")
     first, second = diaries.of(pod["metadata"]["uid"]).values()
     assert first.at("term") is not None
     assert first.last < second.start
@@ -99,7 +99,7 @@ def test_kubectl_scale_starts_and_stops_real_pods(
             ready: int = body["status"].get("readyReplicas", 0)
             return len(live) == wanted == ready
 
-        seconds = world.seconds_until(as_many, f"{replicas} replicas are ready", 40)
+        seconds = world.seconds_until(as_many, f"{replicas} replicas are ready")
         figures.add(f"kubectl scale to {replicas}", f"{seconds:.1f} s")
 
 
@@ -112,7 +112,7 @@ def test_a_changed_configuration_stops_the_old_bot_before_the_new_one_starts(
     changed = {"level": 2, "onStopMs": 500, "stopMs": 500}
     world.patch(*bot_key(tenant), {"spec": {"runtimeConfig": changed}})
 
-    new = world.eventually(lambda: _successor(containers, tenant, old), "the new bot runs", 60)
+    new = world.eventually(lambda: _successor(containers, tenant, old), "the new bot runs")
     before, after = _life(diaries, old), _life(diaries, new)
     assert [name for name, _, _ in before.events] == [
         *("start", "on-stop", "on-stop done", "term", "end")
@@ -135,7 +135,7 @@ def test_suspend_runs_on_stop_with_its_mode_and_then_asks_to_end_within_the_grac
     asked = time.time()
     world.patch(*bot_key(tenant), {"spec": {"suspend": True}})
 
-    world.eventually(lambda: not containers.pods(tenant), "the pod is gone", 40)
+    world.eventually(lambda: not containers.pods(tenant), "the pod is gone")
     life = _life(diaries, pod)
     assert [(name, text) for name, text, _ in life.events[1:]] == [
         ("on-stop", "ClosePositions"),
@@ -159,7 +159,7 @@ def test_a_bot_that_does_not_end_is_killed_when_its_grace_period_is_over(
 
     world.patch(*bot_key(tenant), {"spec": {"suspend": True}})
 
-    world.eventually(lambda: not containers.pods(tenant), "the pod is gone", 40)
+    world.eventually(lambda: not containers.pods(tenant), "the pod is gone")
     life = _life(diaries, pod)
     assert life.events[1][:2] == ("on-stop", "CancelOrders")
     # A kubelet gives a pod whose preStop hook has used up the time two seconds more.
@@ -174,7 +174,7 @@ def test_with_leave_open_there_is_only_the_signal(
 
     world.patch(*bot_key(tenant), {"spec": {"suspend": True}})
 
-    world.eventually(lambda: not containers.pods(tenant), "the pod is gone", 40)
+    world.eventually(lambda: not containers.pods(tenant), "the pod is gone")
     assert [name for name, _, _ in _life(diaries, pod).events] == ["start", "term", "end"]
 
 

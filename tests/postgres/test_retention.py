@@ -394,9 +394,7 @@ def test_archive_that_breaks_off_anywhere_is_whole_after_the_next(
 
     # The server holds the lock of a writer until it hears that the connection is gone.
     gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
-    wait_until(
-        lambda: conn.execute(gone, [pid]).fetchone() == (0,), within=20, what="it is noticed"
-    )
+    wait_until(lambda: conn.execute(gone, [pid]).fetchone() == (0,), what="it is noticed")
     archive(conn, tmp_path, NOW)
 
     noted = conn.execute("SELECT part, sha256 FROM archived_usage ORDER BY 1").fetchall()

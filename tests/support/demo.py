@@ -57,7 +57,7 @@ def _up(state: Path) -> int:
     with _step("operator and metering"):
         installed.start("operator")
         installed.start("metering")
-        until(lambda: _holds_lease(installed), within=30, what="the operator leads")
+        until(lambda: _holds_lease(installed), what="the operator leads")
     since = _first_of_last_month(datetime.now(UTC))
     with _step("two plans and a tenant"):
         installed.apply(*_objects("10-plans.yaml"), *_tenant(since))
@@ -116,7 +116,7 @@ def _apply_bots(installed: Installation, since: datetime, *, simulated: bool) ->
     new = not installed.get("bots", "-n", NAMESPACE)["items"]
     if simulated and new:
         installed.apply(*_running_since(since))
-        until(lambda: _policy_is_in_force(installed), within=30, what="the policy is in force")
+        until(lambda: _policy_is_in_force(installed), what="the policy is in force")
     installed.apply(*bots)
     if simulated:
         wait = ("wait", "--for=condition=Ready", "bots", "--all", "-n", NAMESPACE)
@@ -199,9 +199,9 @@ def _wait_for_usage(installed: Installation, since: datetime) -> None:
         bots = installed.get("bots", "-n", NAMESPACE)["items"]
         return all("usage" in item["status"] for item in [tenant, *bots])
 
-    until(metered, within=60, what="all running bots are metered")
+    until(metered, what="all running bots are metered")
     until(complete, within=90, what="last month's invoice is issued", every=0.5)
-    until(shown, within=60, what="usage is shown in the status", every=0.5)
+    until(shown, what="usage is shown in the status", every=0.5)
 
 
 def _show(installed: Installation, since: datetime) -> None:

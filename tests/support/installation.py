@@ -83,7 +83,7 @@ class Installation:
 
     def wait_for_leader(self, name: str = "operator") -> None:
         """Return when a process leads."""
-        until(lambda: self.leads(name), within=30, what=f"{name} leads")
+        until(lambda: self.leads(name), what=f"{name} leads")
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
         """Run kubectl as admin and return what it prints.

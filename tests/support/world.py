@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from tests.support.controlplane.api import Api
-from tests.support.controlplane.waiting import NotInTimeError, until
+from tests.support.controlplane.waiting import PATIENCE_SECONDS, NotInTimeError, until
 from tests.support.installation import Installation
 
 T = TypeVar("T")
@@ -171,7 +171,9 @@ class World:
         found = self.api.get(path_of(kind, namespace))
         return list(found["items"]) if found else []
 
-    def wait_for(self, key: Key, type_: str, value: str, within: float = 20) -> dict[str, Any]:
+    def wait_for(
+        self, key: Key, type_: str, value: str, within: float = PATIENCE_SECONDS
+    ) -> dict[str, Any]:
         """Return the object once the condition has this status (or this reason)."""
 
         def judged() -> dict[str, Any] | None:
@@ -186,11 +188,15 @@ class World:
         except NotInTimeError as error:
             raise AssertionError(f"{error}; seen: {condition(self.read(*key), type_)}") from error
 
-    def eventually(self, check: Callable[[], T | None], what: str, within: float = 20) -> T:
+    def eventually(
+        self, check: Callable[[], T | None], what: str, within: float = PATIENCE_SECONDS
+    ) -> T:
         """Return what the check finds, once it finds something."""
         return until(check, within=within, what=what)
 
-    def seconds_until(self, check: Callable[[], Any], what: str, within: float = 20) -> float:
+    def seconds_until(
+        self, check: Callable[[], Any], what: str, within: float = PATIENCE_SECONDS
+    ) -> float:
         """Return how long it takes until the check finds something."""
         started = time.monotonic()
         until(check, within=within, what=what, every=0.005)

@@ -39,7 +39,7 @@ class Api:
 
         Where its quota is counted at that moment the API server refuses it and asks to try again.
         """
-        until(lambda: self._is_created(path, body), within=10, what=f"create in {path}")
+        until(lambda: self._is_created(path, body), what=f"create in {path}")
 
     def patch(self, path: str, body: dict[str, Any]) -> None:
         """Change an object by a JSON merge patch."""

@@ -113,7 +113,7 @@ def start_api_server(layout: Layout) -> None:
         processes.must_run(layout.state, ETCD, API_SERVER)
         return _has_ca(layout) and api.is_ready()
 
-    until(ready, within=60, what="kube-apiserver ready")
+    until(ready, what="kube-apiserver ready")
     tokens = identities.ensure_tokens(layout.credentials)
     for who in identities.CLIENTS:
         _write_kubeconfig(layout, kubeconfig(layout, who.name), tokens[who.name])
@@ -158,7 +158,7 @@ def start_loops(layout: Layout) -> None:
         return api.get("/api/v1/namespaces/default/serviceaccounts/default") is not None
 
     # Without it no pod can be created, and it is the controller manager's first sign of life.
-    until(default_account_exists, within=60, what="kube-controller-manager at work")
+    until(default_account_exists, what="kube-controller-manager at work")
 
 
 def _create_nodes(layout: Layout) -> None:
@@ -170,7 +170,7 @@ def _create_nodes(layout: Layout) -> None:
         processes.must_run(layout.state, *layout.programs)
         return nodes_are_ready(api)
 
-    until(ready, within=60, what="nodes ready")
+    until(ready, what="nodes ready")
 
 
 def nodes_are_ready(api: Api) -> bool:

@@ -242,7 +242,7 @@ def _wait_until_it_answers(url: str, state: Path) -> None:
             return False
         return True
 
-    until(answers, within=60, what="PostgreSQL answers")
+    until(answers, what="PostgreSQL answers")
 
 
 def _server_user() -> pwd.struct_passwd | None:

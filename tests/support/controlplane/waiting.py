@@ -8,12 +8,21 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# A wait that ends well costs none of it: one bound suits all, and none is a promise.
+PATIENCE_SECONDS = 60.0
+
 
 class NotInTimeError(Exception):
     """What was waited for did not happen within its time."""
 
 
-def until(check: Callable[[], T | None], *, within: float, what: str, every: float = 0.05) -> T:
+def until(
+    check: Callable[[], T | None],
+    *,
+    what: str,
+    within: float = PATIENCE_SECONDS,
+    every: float = 0.05,
+) -> T:
     """Call `check` until it returns something true, and return that.
 
     A look at what is not there yet (a missing key, item or object) counts as "not yet".

@@ -100,7 +100,7 @@ def _start_control_plane(layout: Layout, found: Parts, definitions: Sequence[Pat
 
 
 def _start_kubelet(layout: Layout, found: Parts) -> None:
-    until(lambda: _containerd_answers(layout.state), within=30, what="containerd answers")
+    until(lambda: _containerd_answers(layout.state), what="containerd answers")
     pause = found.binaries["pause"]
     image = images.Image(
         name=components.PAUSE_IMAGE, files={"/pause": pause}, entrypoint=["/pause"]
@@ -113,7 +113,7 @@ def _start_kubelet(layout: Layout, found: Parts) -> None:
         processes.must_run(layout.state, CONTAINERD, KUBELET)
         return api.get(f"/api/v1/nodes/{NODE}") is not None
 
-    until(registered, within=60, what="the node is registered")
+    until(registered, what="the node is registered")
 
 
 def _start_network(layout: Layout, found: Parts) -> None:
@@ -125,7 +125,7 @@ def _start_network(layout: Layout, found: Parts) -> None:
         processes.must_run(layout.state, *PROGRAMS)
         return embedded.nodes_are_ready(api) and _policies_are_enforced(layout.state, found)
 
-    until(ready, within=60, what="the node is ready and enforces policies")
+    until(ready, what="the node is ready and enforces policies")
 
 
 def _policies_are_enforced(state: Path, found: Parts) -> bool:

@@ -42,7 +42,7 @@ def start(state: Path) -> int:
             processes.must_run(state, INIT)
             return ready.exists()
 
-        until(prepared, within=20, what="namespaces of the node")
+        until(prepared, what="namespaces of the node")
     return first_process(state)
 
 
