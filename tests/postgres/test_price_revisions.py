@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from botplane.billing.run import billing_run, invoice
 from botplane.billing.store import publish_plan
-from botplane.store.migrate import migrate, migrations
 from botplane.tenants.store import register_tenant
 from botplane.usage.store import standing_of
 from tests.support.billing import a_plan, an_account, at, complete_until, record_usage
@@ -120,23 +118,21 @@ def test_volume_price_of_a_plan_does_not_count_what_the_next_plan_has(
 
 
 @pytest.mark.parametrize(
-    ("counts_by_cut", "charged", "late"),
+    ("scope", "charged"),
     # 31 days, cut after 15: 48.387... of 100 are included before, 51.612... after.
-    [(False, [0, 2000, 2000], [0, 1000]), (True, [1161, 839, 2000], [1000])],
+    [("Period", [0, 2000]), ("Phase", [1161, 839])],
 )
-def test_what_was_billed_by_the_old_reading_is_corrected_by_it(
-    conn: psycopg.Connection[Any], *, counts_by_cut: bool, charged: list[int], late: list[int]
+def test_what_is_late_is_counted_as_its_revision_counts(
+    conn: psycopg.Connection[Any], scope: str, charged: list[int]
 ) -> None:
     price = calls_at("1", included="100", tiers=[{"unitPrice": "1"}])
-    publish_plan(conn, a_plan(prices=[price]), at("2026-10-01"))
+    publish_plan(conn, a_plan(prices=[price], tierScope=scope), at("2026-10-01"))
     account = an_account()
     register_tenant(conn, account, at("2026-10-01"))
-    publish_plan(conn, a_plan(fee="1", prices=[price]), at("2026-10-16"))
+    publish_plan(conn, a_plan(fee="1", prices=[price], tierScope=scope), at("2026-10-16"))
     days = [at("2026-10-05T12:00:00Z"), at("2026-10-20T12:00:00Z")]
     record_usage(conn, account.tenant_id, [(day, "rpc_calls", Decimal(60)) for day in days])
     complete_until(conn, NOV)
-    conn.execute("SELECT ensure_periods(%s)", [NOV])
-    conn.execute("UPDATE billing_period SET counts_by_cut = %s", [counts_by_cut])
     billing_run(conn, NOV)
     record_usage(conn, account.tenant_id, [(days[0], "rpc_calls", Decimal(10))])
     complete_until(conn, DEC)
@@ -146,35 +142,5 @@ def test_what_was_billed_by_the_old_reading_is_corrected_by_it(
     corrected = [
         li for li in invoice(conn, "acme", "2026-11", DEC).lines if li.kind == "correction"
     ]
-    usage = [line.amount_minor for line in billed if line.kind == "usage"]
-    assert [*usage, sum(usage)] == charged
-    assert [0] * (not counts_by_cut) + [line.amount_minor for line in corrected] == late
-
-
-def test_closed_periods_keep_their_reading_at_the_update(database: str) -> None:
-    files = migrations()
-    migrate(database, [file for file in files if file.version < 30])
-    tenant_id = uuid4()
-    with psycopg.connect(database, autocommit=True) as conn:
-        conn.execute(
-            "INSERT INTO tenant VALUES (%s, 'acme', 'tenant-acme', 'USD', 'UTC', 1, NULL, %s)",
-            [tenant_id, NOV],
-        )
-        for month, state, reason in ((9, "closed", None), (10, "parked", "x"), (11, "open", None)):
-            conn.execute(
-                "INSERT INTO billing_period (tenant_id, period, starts_at, ends_at, state,"
-                " parked_reason) VALUES (%s, %s, make_timestamptz(2026, %s, 1, 0, 0, 0, 'UTC'),"
-                " make_timestamptz(2026, %s + 1, 1, 0, 0, 0, 'UTC'), %s, %s)",
-                [tenant_id, f"2026-{month:02}", month, month, state, reason],
-            )
-
-    migrate(database, files)
-
-    with psycopg.connect(database) as conn:
-        conn.execute(
-            "INSERT INTO billing_period (tenant_id, period, starts_at, ends_at)"
-            " VALUES (%s, '2026-12', '2026-12-01', '2027-01-01')",
-            [tenant_id],
-        )
-        found = conn.execute("SELECT counts_by_cut FROM billing_period ORDER BY period").fetchall()
-    assert [counts for (counts,) in found] == [True, False, False, False]
+    assert [line.amount_minor for line in billed if line.kind == "usage"] == charged
+    assert [line.amount_minor for line in corrected] == [1000]

@@ -41,7 +41,8 @@ def test_half_even_is_that_of_decimal(
     conn: psycopg.Connection[Any], numbers: list[Decimal]
 ) -> None:
     rows = conn.execute(
-        "SELECT half_even(n) FROM unnest(%s::numeric[]) WITH ORDINALITY AS x (n, i) ORDER BY i",
+        "SELECT round_by('half_even', n)"
+        " FROM unnest(%s::numeric[]) WITH ORDINALITY AS x (n, i) ORDER BY i",
         [numbers],
     ).fetchall()
 
@@ -112,8 +113,8 @@ def test_amount_is_rounded_to_the_minor_unit_of_its_currency(
     conn: psycopg.Connection[Any], currency: str, exact: str, minor: int
 ) -> None:
     in_sql = conn.execute(
-        "SELECT half_even(%s::numeric * power(10::numeric, minor_units)) FROM currency"
-        " WHERE currency = %s",
+        "SELECT round_by('half_even', %s::numeric * power(10::numeric, minor_units))"
+        " FROM currency WHERE currency = %s",
         [exact, currency],
     ).fetchone()
 

@@ -31,7 +31,7 @@ _UNREACHABLE = (
     TooManyRequests,
 )
 _OLD_EPOCH = "BP001"
-"""What migration 033 says to an operator that leads no longer."""
+"""What migration 014 says to an operator that leads no longer."""
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def open_pool(
         database_url: Address as libpq reads it.
         role: Whose rights the connections have.
         max_size: Most connections of this process.
-        epoch: Said on each connection of an operator: migration 033 refuses what it writes
+        epoch: Said on each connection of an operator: migration 014 refuses what it writes
             unless it leads.
     """
 

@@ -1,7 +1,8 @@
 -- Only the operator that leads may write. Each process draws an epoch, says it on every connection
--- (botplane.epoch), and puts it here once it has proven that it holds the Lease (store/epoch.py). One
--- that was paused while another took over is refused here, in the transaction of its write, whatever
--- it writes. Who says no epoch is no operator.
+-- (botplane.epoch), and puts it here once it has proven that it holds the Lease (store/epoch.py).
+-- One that was paused while another took over is refused here, in the transaction of its write,
+-- whatever it writes. Who says no epoch is no operator.
+
 CREATE TABLE leadership (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     epoch uuid NOT NULL,
@@ -35,9 +36,7 @@ BEGIN
             EXECUTE FUNCTION refuse_old_epoch()', name);
     END LOOP;
 END $$;
+
 SELECT fence_operator(ARRAY['tenant', 'tenant_profile', 'plan', 'plan_version',
     'plan_volume_discount', 'price', 'price_tier', 'subscription_phase', 'bot', 'ingest_key',
     'spend_block', 'limit_notice', 'dunning_notice', 'forecast', 'audit_log']);
-REVOKE EXECUTE ON FUNCTION fence_operator(text[]) FROM PUBLIC;
-
-SELECT grant_writes('botplane_operator', 'SELECT, INSERT, UPDATE', ARRAY['leadership']);

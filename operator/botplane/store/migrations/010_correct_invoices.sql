@@ -1,23 +1,17 @@
--- What arrives after a period is billed: marks that make the next invoice correct it, and notes.
-
-CREATE TABLE late_usage (
-    tenant_id uuid NOT NULL,
-    period text NOT NULL,
-    PRIMARY KEY (tenant_id, period),
-    FOREIGN KEY (tenant_id, period) REFERENCES billing_period
-);
-COMMENT ON TABLE late_usage IS 'Closed periods whose usage has changed; the next invoice takes them.';
-CREATE INDEX billing_period_end ON billing_period (ends_at);
+-- What arrives after a period is billed: marks that make the next invoice correct it.
 
 -- Mark the closed periods that usage in [lo, hi] touches. A period that may be billed right now is
--- locked first: either its invoice sees this usage, or this sees that it is closed.
+-- locked first: either its invoice sees this usage, or this sees that it is closed. So is one that
+-- ends within an hour: a transaction that writes usage in the last seconds of it may still be open
+-- when the period is billed. No statement takes longer than five minutes.
 CREATE FUNCTION mark_late(tenants uuid[], lo timestamptz[], hi timestamptz[]) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     billable timestamptz;
 BEGIN
     SELECT max(b.ends_at) INTO billable FROM billing_period b
-    WHERE b.ends_at <= greatest(now(), (SELECT max(w.complete_until) FROM source_watermark w));
+    WHERE b.ends_at <= interval '1 hour'
+        + greatest(now(), (SELECT max(w.complete_until) FROM source_watermark w));
     IF billable IS NULL OR NOT EXISTS (SELECT FROM unnest(lo) AS l (at) WHERE l.at < billable) THEN
         RETURN;
     END IF;
@@ -47,9 +41,13 @@ CREATE TRIGGER usage_hourly_inserted AFTER INSERT ON usage_hourly
 CREATE TRIGGER usage_hourly_updated AFTER UPDATE ON usage_hourly
     REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION usage_hourly_late();
 
+-- A late trade of a tenant with a high-water mark changes what came after it too.
 CREATE FUNCTION trade_commission_late() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM mark_late(ARRAY[NEW.tenant_id], ARRAY[NEW.closed_at], ARRAY[NEW.closed_at]);
+    PERFORM mark_late(ARRAY[NEW.tenant_id], ARRAY[NEW.closed_at], ARRAY[CASE WHEN EXISTS (
+            SELECT FROM subscription_phase s JOIN plan_version v ON v.plan = s.plan
+            WHERE s.tenant_id = NEW.tenant_id AND v.commission_netting = 'hwm')
+        THEN 'infinity' ELSE NEW.closed_at END]);
     RETURN NULL;
 END $$;
 CREATE TRIGGER trade_commission_late AFTER INSERT OR UPDATE ON trade_commission
@@ -62,8 +60,9 @@ DECLARE
     hi timestamptz := COALESCE(NEW.ended_at, 'infinity');
 BEGIN
     IF TG_OP = 'UPDATE' THEN
-        IF (OLD.started_at, OLD.cpu_milli, OLD.mem_bytes)
-            IS NOT DISTINCT FROM (NEW.started_at, NEW.cpu_milli, NEW.mem_bytes)
+        IF (OLD.started_at, OLD.cpu_milli, OLD.mem_bytes, OLD.storage_bytes)
+            IS NOT DISTINCT FROM (NEW.started_at, NEW.cpu_milli, NEW.mem_bytes,
+                NEW.storage_bytes)
         THEN
             lo := least(hi, COALESCE(OLD.ended_at, 'infinity'));
         ELSE
@@ -77,24 +76,26 @@ END $$;
 CREATE TRIGGER runtime_interval_inserted AFTER INSERT ON runtime_interval
     FOR EACH ROW EXECUTE FUNCTION runtime_interval_late();
 CREATE TRIGGER runtime_interval_updated AFTER UPDATE ON runtime_interval
-    FOR EACH ROW WHEN ((OLD.started_at, OLD.ended_at, OLD.cpu_milli, OLD.mem_bytes)
-        IS DISTINCT FROM (NEW.started_at, NEW.ended_at, NEW.cpu_milli, NEW.mem_bytes))
+    FOR EACH ROW WHEN (
+        (OLD.started_at, OLD.ended_at, OLD.cpu_milli, OLD.mem_bytes, OLD.storage_bytes)
+        IS DISTINCT FROM
+        (NEW.started_at, NEW.ended_at, NEW.cpu_milli, NEW.mem_bytes, NEW.storage_bytes))
     EXECUTE FUNCTION runtime_interval_late();
 
 -- What the lines of billed periods would be now, where that differs from what was billed for them
--- then and by corrections since. Prices are those of the old period; amounts are differences.
+-- then and by corrections since: the lines of the invoice that is not void and all corrections that
+-- are not void, also those of an invoice that is void since. Prices are those of the old period;
+-- amounts are differences.
 CREATE FUNCTION corrections(tenants uuid[], periods text[])
 RETURNS TABLE (tenant_id uuid, line_key text, meter text, starts_at timestamptz,
     ends_at timestamptz, quantity numeric, exact numeric, amount_minor bigint, detail jsonb,
     corrects_invoice uuid, corrects_key text)
 LANGUAGE sql STABLE AS $$
     WITH billed AS (
-        SELECT i.tenant_id, i.period, i.invoice_id, l.corrects_key IS NULL AS is_base,
-            COALESCE(l.corrects_key, l.line_key) AS line_key, l.meter, l.starts_at, l.ends_at,
-            l.quantity, l.exact, l.amount_minor
+        SELECT i.tenant_id, i.period, COALESCE(l.corrects_key, l.line_key) AS line_key, l.meter,
+            l.starts_at, l.ends_at, l.quantity, l.exact, l.amount_minor
         FROM unnest(tenants, periods) AS asked (tenant_id, period)
         JOIN invoice i ON i.tenant_id = asked.tenant_id AND i.period = asked.period
-            AND i.status <> 'void'
         JOIN invoice_line l ON l.tenant_id = i.tenant_id
             AND (l.invoice_id = i.invoice_id AND l.kind <> 'correction'
                 OR l.corrects_invoice = i.invoice_id)
@@ -127,48 +128,3 @@ LANGUAGE sql STABLE AS $$
     JOIN invoice i ON i.tenant_id = c.tenant_id AND i.period = c.period AND i.status <> 'void'
     WHERE c.now_minor <> c.was_minor
 $$;
-CREATE INDEX invoice_line_corrects ON invoice_line (tenant_id, corrects_invoice)
-    WHERE corrects_invoice IS NOT NULL;
-
-CREATE TABLE credit_note (
-    tenant_id uuid NOT NULL,
-    reference text NOT NULL CHECK (reference <> ''),
-    invoice_id uuid NOT NULL,
-    number text NOT NULL,
-    reason text NOT NULL CHECK (reason <> ''),
-    amount_minor minor NOT NULL CHECK (amount_minor > 0),
-    tax_minor minor NOT NULL CHECK (tax_minor >= 0 AND tax_minor <= amount_minor),
-    settled_by text NOT NULL CHECK (settled_by IN ('credit', 'reduce_due')),
-    issued_at timestamptz(0) NOT NULL,
-    PRIMARY KEY (tenant_id, reference),
-    UNIQUE (tenant_id, number),
-    FOREIGN KEY (tenant_id, invoice_id) REFERENCES invoice
-);
-COMMENT ON TABLE credit_note IS 'Takes back part of an issued invoice; amounts include tax.';
-COMMENT ON COLUMN credit_note.settled_by IS
-    'reduce_due: of an invoice that is not paid; credit: pays for coming invoices.';
-CREATE INDEX credit_note_invoice ON credit_note (tenant_id, invoice_id);
-
-CREATE FUNCTION credit_note_guard() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    i invoice;
-    taken bigint;
-BEGIN
-    SELECT * INTO i FROM invoice WHERE tenant_id = NEW.tenant_id AND invoice_id = NEW.invoice_id
-        FOR NO KEY UPDATE;
-    SELECT COALESCE(sum(amount_minor), 0) + NEW.amount_minor INTO taken FROM credit_note
-    WHERE tenant_id = NEW.tenant_id AND invoice_id = NEW.invoice_id;
-    IF i.status IN ('draft', 'void') OR taken > i.total_minor THEN
-        RAISE EXCEPTION 'invoice % is % and cannot be credited with % of %', i.number, i.status,
-            taken, i.total_minor USING ERRCODE = 'check_violation';
-    END IF;
-    RETURN NEW;
-END $$;
-CREATE TRIGGER credit_note_guard BEFORE INSERT ON credit_note
-    FOR EACH ROW EXECUTE FUNCTION credit_note_guard();
-CREATE TRIGGER no_update BEFORE UPDATE ON credit_note
-    FOR EACH ROW EXECUTE FUNCTION forbid_change();
-CREATE TRIGGER no_delete BEFORE DELETE ON credit_note
-    FOR EACH ROW EXECUTE FUNCTION forbid_change();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON credit_note
-    FOR EACH STATEMENT EXECUTE FUNCTION forbid_change();

@@ -1,5 +1,14 @@
--- A month of usage goes only when a file has it: events after 13 months, hourly sums after 25,
--- intervals after 10 years.
+-- Retention: a month of usage goes only when a file has it: events after 13 months, hourly sums
+-- after 25, intervals after 10 years. The keys of events go after 70 days: events are accepted for
+-- 45, and what is older than its key could be is refused, so that no event counts twice because
+-- its key is gone.
+
+CREATE TABLE pruned_usage (
+    relation text PRIMARY KEY,
+    until timestamptz NOT NULL
+);
+COMMENT ON TABLE pruned_usage IS
+    'Before this moment the partitions of a table are gone, or its rows: none is accepted any more.';
 
 CREATE TABLE archived_usage (
     part text PRIMARY KEY CHECK (part ~ '^[a-z_]+_[0-9]{6}$'),
@@ -14,10 +23,16 @@ CREATE TABLE archived_usage (
 );
 COMMENT ON TABLE archived_usage IS 'Months of which a file exists; what is pruned is nowhere else.';
 COMMENT ON COLUMN archived_usage.quantity IS 'Sum over the rows; of intervals, their seconds.';
-SELECT grant_writes('botplane_billing', 'SELECT, INSERT, UPDATE', ARRAY['archived_usage']);
 
--- Intervals come in the order of time, nearly: old ones are found without reading all.
-CREATE INDEX runtime_interval_ended ON runtime_interval USING brin (ended_at);
+-- Whether no invoice will ever ask again for the usage of [lo, hi): every period that it touches is
+-- closed, and too old to be corrected by one that is not.
+CREATE FUNCTION is_settled(lo timestamptz, hi timestamptz) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT NOT EXISTS (
+        SELECT FROM billing_period b
+        WHERE b.starts_at < hi AND b.ends_at > lo AND (b.state <> 'closed' OR EXISTS (
+            SELECT FROM billing_period n WHERE n.tenant_id = b.tenant_id AND n.state <> 'closed'
+                AND n.starts_at - interval '13 months' < b.ends_at)))
+$$;
 
 CREATE FUNCTION month_sums(relation text, lo timestamptz, hi timestamptz)
 RETURNS TABLE (rows bigint, quantity numeric) LANGUAGE sql STABLE AS $$
@@ -58,9 +73,12 @@ LANGUAGE sql STABLE AS $$
         CASE WHEN k.relation = 'runtime_interval' THEN '-infinity' ELSE b.lo END, b.hi)
 $$;
 
--- As before, but a month goes only if a file has all of it. What was put in since it was counted
--- belongs to a period that is not billed: looked at again when nobody can put in any more.
-CREATE OR REPLACE FUNCTION prune(at timestamptz) RETURNS TABLE (what text, amount bigint)
+-- Drop the months that a file has, and forget what else has had its time. What was put in since a
+-- month was counted belongs to a period that is not billed: looked at again when nobody can put in
+-- any more. Keys of events go one time after they are refused: whoever was storing an event when
+-- the bound moved has finished since, so that no event loses its key while it is stored. Who waits
+-- for a table holds up everybody behind: after two seconds it is left for the next time.
+CREATE FUNCTION prune(at timestamptz) RETURNS TABLE (what text, amount bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '2s' AS $$
 DECLARE
     child record;

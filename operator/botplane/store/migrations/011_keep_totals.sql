@@ -11,8 +11,11 @@ CREATE TABLE usage_segment (
     period_ends_at timestamptz NOT NULL,
     plan text NOT NULL,
     version integer NOT NULL,
+    counted_from timestamptz NOT NULL,
+    counted_until timestamptz NOT NULL,
     PRIMARY KEY (tenant_id, starts_at),
-    CHECK (ends_at > starts_at)
+    CHECK (ends_at > starts_at),
+    CHECK (counted_from <= starts_at AND ends_at <= counted_until)
 );
 COMMENT ON TABLE usage_segment IS
     'The cuts of periods that totals are kept for; gone when a plan or a subscription changes.';
@@ -40,18 +43,20 @@ $$;
 
 -- What one closed interval adds to a segment, by meter.
 CREATE FUNCTION interval_meters(seconds numeric, container text, cpu_milli integer,
-    mem_bytes bigint)
+    mem_bytes bigint, storage_bytes bigint DEFAULT 0)
 RETURNS TABLE (meter text, quantity numeric)
 LANGUAGE sql IMMUTABLE AS $$
     SELECT v.meter, v.quantity FROM (VALUES
         ('bot_seconds', CASE WHEN container = 'bot' THEN seconds ELSE 0 END),
         ('cpu_core_seconds', seconds * cpu_milli * 0.001),
-        ('memory_gib_seconds', seconds * mem_bytes * 0.000000000931322574615478515625)
+        ('memory_gib_seconds', seconds * mem_bytes * 0.000000000931322574615478515625),
+        ('storage_gb_hours', gb_hours(seconds * storage_bytes))
     ) AS v (meter, quantity)
     WHERE v.quantity > 0
 $$;
 
-CREATE FUNCTION add_events_to_totals() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION add_events_to_totals() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM share_totals();
     INSERT INTO usage_total AS t (tenant_id, starts_at, meter, bot_id, quantity)
@@ -69,7 +74,8 @@ CREATE TRIGGER add_to_totals AFTER INSERT ON usage_event
     REFERENCING NEW TABLE AS added
     FOR EACH STATEMENT EXECUTE FUNCTION add_events_to_totals();
 
-CREATE FUNCTION add_intervals_to_totals() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION add_intervals_to_totals() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM changed c WHERE c.ended_at IS NOT NULL) THEN
         RETURN NULL;
@@ -80,7 +86,8 @@ BEGIN
     FROM changed i JOIN usage_segment s ON s.tenant_id = i.tenant_id
         AND i.started_at < s.ends_at AND i.ended_at > s.starts_at
     CROSS JOIN LATERAL interval_meters(extract(epoch FROM least(i.ended_at, s.ends_at)
-        - greatest(i.started_at, s.starts_at)), i.container, i.cpu_milli, i.mem_bytes) m
+        - greatest(i.started_at, s.starts_at)), i.container, i.cpu_milli, i.mem_bytes,
+        i.storage_bytes) m
     GROUP BY i.tenant_id, s.starts_at, m.meter, i.bot_id
     ORDER BY i.tenant_id, s.starts_at, m.meter, i.bot_id
     ON CONFLICT (tenant_id, starts_at, meter, bot_id) DO UPDATE
@@ -92,7 +99,8 @@ CREATE TRIGGER add_to_totals AFTER INSERT ON runtime_interval
     FOR EACH STATEMENT EXECUTE FUNCTION add_intervals_to_totals();
 
 -- An interval closes once, but a better end may replace a worse one: the difference counts.
-CREATE FUNCTION change_intervals_in_totals() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION change_intervals_in_totals() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM after c WHERE c.ended_at IS NOT NULL)
         AND NOT EXISTS (SELECT FROM before c WHERE c.ended_at IS NOT NULL)
@@ -106,7 +114,8 @@ BEGIN
     JOIN usage_segment s ON s.tenant_id = i.tenant_id
         AND i.started_at < s.ends_at AND i.ended_at > s.starts_at
     CROSS JOIN LATERAL interval_meters(extract(epoch FROM least(i.ended_at, s.ends_at)
-        - greatest(i.started_at, s.starts_at)), i.container, i.cpu_milli, i.mem_bytes) m
+        - greatest(i.started_at, s.starts_at)), i.container, i.cpu_milli, i.mem_bytes,
+        i.storage_bytes) m
     GROUP BY i.tenant_id, s.starts_at, m.meter, i.bot_id
     HAVING sum(i.sign * m.quantity) <> 0
     ORDER BY i.tenant_id, s.starts_at, m.meter, i.bot_id
@@ -125,14 +134,18 @@ BEGIN
     DELETE FROM usage_total t WHERE t.tenant_id = ANY (tenants);
     DELETE FROM usage_segment s WHERE s.tenant_id = ANY (tenants);
 END $$;
-CREATE FUNCTION drop_segments_of_tenant() RETURNS trigger LANGUAGE plpgsql AS $$
+
+CREATE FUNCTION drop_segments_of_tenant() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM drop_segments(ARRAY[NEW.tenant_id]);
     RETURN NULL;
 END $$;
 CREATE TRIGGER drop_segments AFTER INSERT OR UPDATE ON subscription_phase
     FOR EACH ROW EXECUTE FUNCTION drop_segments_of_tenant();
-CREATE FUNCTION drop_segments_of_plan() RETURNS trigger LANGUAGE plpgsql AS $$
+
+CREATE FUNCTION drop_segments_of_plan() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM drop_segments(ARRAY(SELECT DISTINCT p.tenant_id FROM subscription_phase p
         WHERE p.plan = NEW.plan));
@@ -141,28 +154,9 @@ END $$;
 CREATE TRIGGER drop_segments AFTER INSERT OR UPDATE ON plan_version
     FOR EACH ROW EXECUTE FUNCTION drop_segments_of_plan();
 
--- Make the segments of some periods and count everything that is there already.
-CREATE FUNCTION build_segments(tenants uuid[], periods text[]) RETURNS void
-LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM hold_totals();
-    DELETE FROM usage_total t USING usage_segment s, unnest(tenants, periods) AS a (tenant, period)
-    WHERE s.tenant_id = a.tenant AND s.period = a.period AND t.tenant_id = s.tenant_id
-        AND t.starts_at = s.starts_at;
-    DELETE FROM usage_segment s USING unnest(tenants, periods) AS a (tenant, period)
-    WHERE s.tenant_id = a.tenant AND s.period = a.period;
-    INSERT INTO usage_segment (tenant_id, starts_at, ends_at, period, period_starts_at,
-        period_ends_at, plan, version)
-    SELECT c.tenant_id, c.starts_at, c.ends_at, c.period, p.starts_at, p.ends_at, c.plan, c.version
-    FROM cut(tenants, periods) c
-    JOIN billing_period p ON p.tenant_id = c.tenant_id AND p.period = c.period;
-    INSERT INTO usage_total (tenant_id, starts_at, meter, bot_id, quantity)
-    SELECT u.tenant_id, u.starts_at, u.meter, u.bot_id, sum(u.quantity)
-    FROM segment_usage(tenants, periods) u
-    GROUP BY u.tenant_id, u.starts_at, u.meter, u.bot_id;
-END $$;
-
 -- What the totals of some periods must be: read from intervals, whole hours and edges of hours.
+-- Postgres may ask which intervals lie in a cut before it has seen that there is no such cut,
+-- because its plan began after the period had ended.
 CREATE FUNCTION segment_usage(tenants uuid[], periods text[])
 RETURNS TABLE (tenant_id uuid, starts_at timestamptz, meter text, bot_id uuid, quantity numeric)
 LANGUAGE sql STABLE AS $$
@@ -172,7 +166,31 @@ LANGUAGE sql STABLE AS $$
     SELECT c.tenant_id, c.starts_at, m.meter, i.bot_id, m.quantity
     FROM cut(tenants, periods) c
     JOIN runtime_interval i ON i.tenant_id = c.tenant_id AND i.ended_at IS NOT NULL
-        AND tstzrange(i.started_at, i.ended_at) && tstzrange(c.starts_at, c.ends_at)
+        AND tstzrange(i.started_at, i.ended_at)
+            && tstzrange(c.starts_at, greatest(c.starts_at, c.ends_at))
     CROSS JOIN LATERAL interval_meters(extract(epoch FROM least(i.ended_at, c.ends_at)
-        - greatest(i.started_at, c.starts_at)), i.container, i.cpu_milli, i.mem_bytes) m
+        - greatest(i.started_at, c.starts_at)), i.container, i.cpu_milli, i.mem_bytes,
+        i.storage_bytes) m
 $$;
+
+-- Make the segments of some periods and count everything that is there already.
+CREATE FUNCTION build_segments(tenants uuid[], periods text[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM hold_totals();
+    DELETE FROM usage_total t USING usage_segment s, unnest(tenants, periods) AS a (tenant, period)
+    WHERE s.tenant_id = a.tenant AND s.period = a.period AND t.tenant_id = s.tenant_id
+        AND t.starts_at = s.starts_at;
+    DELETE FROM usage_segment s USING unnest(tenants, periods) AS a (tenant, period)
+    WHERE s.tenant_id = a.tenant AND s.period = a.period;
+    INSERT INTO usage_segment (tenant_id, starts_at, ends_at, period, period_starts_at,
+        period_ends_at, plan, version, counted_from, counted_until)
+    SELECT c.tenant_id, c.starts_at, c.ends_at, c.period, p.starts_at, p.ends_at, c.plan,
+        c.version, c.counted_from, c.counted_until
+    FROM cut(tenants, periods) c
+    JOIN billing_period p ON p.tenant_id = c.tenant_id AND p.period = c.period;
+    INSERT INTO usage_total (tenant_id, starts_at, meter, bot_id, quantity)
+    SELECT u.tenant_id, u.starts_at, u.meter, u.bot_id, sum(u.quantity)
+    FROM segment_usage(tenants, periods) u
+    GROUP BY u.tenant_id, u.starts_at, u.meter, u.bot_id;
+END $$;
