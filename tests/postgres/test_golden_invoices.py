@@ -16,10 +16,14 @@ import yaml
 from botplane.billing.adjustments.store import (
     CouponTerms,
     CreditTerms,
+    NoteTerms,
+    OneOffTerms,
     Order,
     TaxTerms,
+    charge_one_off,
     grant_coupon,
     grant_credit,
+    issue_credit_note,
     set_tax,
 )
 from botplane.billing.invoices import Invoice, Line, Status, amount_text
@@ -31,6 +35,7 @@ from botplane.tenants.accounts import TenantAccount
 from botplane.tenants.store import register_tenant
 from botplane.usage.store import standing_of, standings, totals_that_differ
 from tests.support.billing import (
+    GIB,
     LATER,
     Run,
     a_plan,
@@ -57,7 +62,6 @@ def test_invoice_is_right_to_the_last_digit(
     account = _a_tenant(conn, case)
     for period in case["invoices"]:
         standings(conn, at(f"{period}-28"))  # whose totals are kept from here on
-    record_runs(conn, account.tenant_id, [_run(run) for run in case.get("runs", [])])
     _use(conn, account.tenant_id, case)
     _adjust(conn, case, account.subscription_start)
     minimums = case.get("minimum_charges", {})
@@ -84,7 +88,16 @@ def test_invoice_is_right_to_the_last_digit(
             assert _ledger(conn, issued) == expected["ledger"]
         assert issued.billed.starts_at == at(expected.get("start", str(issued.billed.starts_at)))
         assert issued.billed.ends_at == at(expected.get("end", str(issued.billed.ends_at)))
-        _use(conn, account.tenant_id, expected.get("then", {}))
+        then = expected.get("then", {})
+        _use(conn, account.tenant_id, then)
+        for number, amount in enumerate(then.get("credit_notes", [])):
+            note = NoteTerms(
+                invoice_number=str(issued.number),
+                reference=f"{period}-{number}",
+                amount=amount,
+                reason="as agreed",
+            )
+            issue_credit_note(conn, note, "finance", now)
     assert totals_that_differ(conn) == []
 
 
@@ -108,6 +121,7 @@ def _a_tenant(conn: psycopg.Connection[Any], case: dict[str, Any]) -> TenantAcco
 
 
 def _use(conn: psycopg.Connection[Any], tenant_id: UUID, used: dict[str, Any]) -> None:
+    record_runs(conn, tenant_id, [_run(run) for run in used.get("runs", [])])
     record_usage(
         conn,
         tenant_id,
@@ -129,11 +143,21 @@ def _use(conn: psycopg.Connection[Any], tenant_id: UUID, used: dict[str, Any]) -
 def _adjust(conn: psycopg.Connection[Any], case: dict[str, Any], since: datetime) -> None:
     order = Order(tenant="acme", actor="finance", now=since)
     for terms in case.get("coupons", []):
-        grant_coupon(conn, order, CouponTerms(**terms))
+        grant_coupon(conn, order, CouponTerms(**_values(terms)))
     for terms in case.get("taxes", []):
-        set_tax(conn, order, TaxTerms(**terms))
+        set_tax(conn, order, TaxTerms(**_values(terms)))
     for number, terms in enumerate(case.get("credits", [])):
-        grant_credit(conn, order, CreditTerms(credit_id=f"credit-{number}", **terms))
+        grant_credit(conn, order, CreditTerms(credit_id=f"credit-{number}", **_values(terms)))
+    for number, amount in enumerate(case.get("one_offs", [])):
+        charge_one_off(
+            conn, order, OneOffTerms(reference=f"{number}", amount=amount, description="x")
+        )
+
+
+def _values(terms: dict[str, str]) -> dict[str, Any]:
+    """Return terms with their moments and numbers of uses; amounts and rates stay text."""
+    kinds: dict[str, Any] = {"starts_at": at, "ends_at": at, "expires_at": at, "uses": int}
+    return {name: kinds.get(name, str)(text) for name, text in terms.items()}
 
 
 def _so_far(conn: psycopg.Connection[Any], issued: Invoice) -> dict[str, Decimal]:
@@ -172,7 +196,8 @@ def _run(run: dict[str, str]) -> Run:
     if "storage_bytes" in run:
         return a_volume(int(run["storage_bytes"]), at(run["start"]), at(run["end"]))
     cpu_milli = int(run.get("cpu_milli", "1000"))
-    return Run(start=at(run["start"]), end=at(run["end"]), cpu_milli=cpu_milli)
+    mem_bytes = int(run.get("mem_bytes", GIB))
+    return Run(start=at(run["start"]), end=at(run["end"]), cpu_milli=cpu_milli, mem_bytes=mem_bytes)
 
 
 def _summary(line: Line, issued: Invoice) -> list[str]:
