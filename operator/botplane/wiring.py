@@ -51,6 +51,7 @@ from botplane.runtime.lease import Lease
 from botplane.runtime.objects import Objects
 from botplane.runtime.pace import Pace
 from botplane.runtime.queue import WorkQueue
+from botplane.runtime.repeat import repeat
 from botplane.runtime.resync import RESYNC_SECONDS, Resync
 from botplane.runtime.secrets import SecretPoll
 from botplane.runtime.status import StatusWriter
@@ -69,6 +70,7 @@ KEYS_SECONDS = 2.0
 FORECAST_SECONDS = 30.0
 MASTER_KEY_LENGTH = 32
 CAPACITY_SECONDS = 10.0
+METRICS_SECONDS = 5.0
 NETWORK_SECONDS = 10.0
 SETTLE_SECONDS = 8.0
 
@@ -93,6 +95,8 @@ class Operator:
         self._postgres = Postgres(
             settings.database_url, utc_now, settings.identity, self._lease.is_held
         )
+        master_key = settings.master_key.get_secret_value().encode()
+        self._keys = BotKeys(self._postgres, master_key, utc_now)
         self._neighbours = Neighbours(
             self._objects, self._children, settings.bot_repository, self._postgres.state
         )
@@ -125,7 +129,9 @@ class Operator:
             lost = asyncio.create_task(self._lead())
             watches = asyncio.create_task(self._watch(watches_stop))
             children = asyncio.create_task(self._watch_children())
-            network = asyncio.create_task(self._follow_network())
+            network = asyncio.create_task(
+                repeat(self._follow_network, NETWORK_SECONDS, "The probe was not read")
+            )
             stopped = asyncio.create_task(self._stop.wait())
             ends = {lost, watches, children, network, stopped}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -187,16 +193,17 @@ class Operator:
                 self._queue.add(key)
         self._queue.add_all(key for kind in KINDS for key in self._objects.keys(kind))
         async with asyncio.TaskGroup() as group:
-            background = [
-                group.create_task(self._resync.run(KINDS, self._child_kinds)),
-                group.create_task(self._secrets.run(self._tenant_namespaces, self._add)),
-                group.create_task(self._follow_usage()),
-                group.create_task(self._issue_keys()),
-                group.create_task(self._foresee()),
-                group.create_task(self._measure()),
-                group.create_task(self._purge()),
-                group.create_task(self._count_capacity()),
-            ]
+            rounds = (
+                self._resync.run(KINDS, self._child_kinds),
+                self._secrets.run(self._tenant_namespaces, self._add),
+                self._follow_usage(),
+                self._foresee(),
+                repeat(self._issue_keys, KEYS_SECONDS, "Keys were not issued"),
+                repeat(self._count_capacity, CAPACITY_SECONDS, "Capacity was not counted"),
+                repeat(self._purge, self._settings.purge_seconds, "Nothing was purged"),
+                repeat(self._measure, METRICS_SECONDS, "Nothing was measured"),
+            )
+            background = [group.create_task(endless) for endless in rounds]
             working = group.create_task(controller.run())
             held = group.create_task(self._lease.hold())
             fenced = group.create_task(self._postgres.fenced.wait())
@@ -373,69 +380,42 @@ class Operator:
 
     async def _issue_keys(self) -> None:
         """Let bots report usage with the keys in their Secrets."""
-        master_key = self._settings.master_key.get_secret_value().encode()
-        keys = BotKeys(self._postgres, master_key, utc_now)
-        while True:
-            try:
-                await keys.settle(self._neighbours.tenants_of_bots())
-            except (Rejected, Retryable) as error:
-                log.warning("Keys were not issued", reason=error.reason, message=error.message)
-            await asyncio.sleep(KEYS_SECONDS)
+        await self._keys.settle(self._neighbours.tenants_of_bots())
 
     async def _count_capacity(self) -> None:
         """Count what plans promise, and tell the tenants that do not fit."""
-        while True:
-            try:
-                changed = await self._commitments.refresh()
-            except (Rejected, Retryable) as error:
-                log.warning("Capacity was not counted", reason=error.reason, message=error.message)
-            else:
-                for key in self._neighbours.by_uid(changed):
-                    self._add(key)
-            await asyncio.sleep(CAPACITY_SECONDS)
+        for key in self._neighbours.by_uid(await self._commitments.refresh()):
+            self._add(key)
 
     async def _follow_network(self) -> None:
         """Read what the last probe of the network found; tell all tenants when that changes.
 
         A replica that waits for the lease reads it too: no tenant hears old news of a new leader.
         """
-        while True:
-            await asyncio.sleep(NETWORK_SECONDS)
-            try:
-                changed = await self._network.refresh()
-            except (Rejected, Retryable) as error:
-                log.warning("Probe was not read", reason=error.reason, message=error.message)
-                continue
-            if changed:
-                found = self._network.verdict()
-                log.warning(
-                    "Network isolation changed",
-                    status=found.status,
-                    reason=found.reason,
-                    message=found.message,
-                )
-                for key in self._objects.keys("Tenant"):
-                    self._add(key)
+        if not await self._network.refresh():
+            return
+        found = self._network.verdict()
+        log.warning(
+            "Network isolation changed",
+            status=found.status,
+            reason=found.reason,
+            message=found.message,
+        )
+        for key in self._objects.keys("Tenant"):
+            self._add(key)
 
     async def _purge(self) -> None:
-        """Look every now and then for namespaces whose retention is over."""
-        while True:
-            try:
-                await purge(self._cluster, utc_now())
-            except (Rejected, Retryable) as error:
-                log.warning("Nothing was purged", reason=error.reason, message=error.message)
-            await asyncio.sleep(self._settings.purge_seconds)
+        """Delete the namespaces whose retention is over."""
+        await purge(self._cluster, utc_now())
 
     async def _measure(self) -> None:
-        while True:
-            metrics.QUEUE_DEPTH.set(len(self._queue))
-            metrics.QUEUE_OLDEST_SECONDS.set(self._queue.oldest_seconds)
-            for kind in KINDS:
-                counts = self._objects.counts(kind)
-                metrics.OBJECTS.labels(kind).set(counts.total())
-                for status in ("True", "False", "Unknown"):
-                    metrics.READY.labels(kind, status).set(counts[status])
-            await asyncio.sleep(5)
+        metrics.QUEUE_DEPTH.set(len(self._queue))
+        metrics.QUEUE_OLDEST_SECONDS.set(self._queue.oldest_seconds)
+        for kind in KINDS:
+            counts = self._objects.counts(kind)
+            metrics.OBJECTS.labels(kind).set(counts.total())
+            for status in ("True", "False", "Unknown"):
+                metrics.READY.labels(kind, status).set(counts[status])
 
     def _tenant_namespaces(self) -> list[str]:
         return [ref.name for ref in self._children.refs("Namespace")]
