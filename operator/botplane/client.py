@@ -317,7 +317,7 @@ class UsageClient:
     def _note_rejected(self, lines: Sequence[bytes], results: Any) -> None:
         for line, result in zip(lines, results, strict=True):
             if result["status"] in {"rejected", "conflict"}:
-                log.error("Usage was refused: %s %s", result["status"], result.get("code", ""))
+                log.error("Usage was refused: %s", result.get("message", result["status"]))
                 self._spool.reject(line, result.get("code", result["status"]))
 
 

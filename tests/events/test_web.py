@@ -83,8 +83,19 @@ def test_batch_gets_a_verdict_for_each_event(web: Web, shared: psycopg.Connectio
             {"id": "e-2", "status": "accepted"},
             {"id": "e-1", "status": "duplicate"},
             {"id": "e-1", "status": "conflict"},
-            {"id": "e-3", "status": "rejected", "code": "MeterUnknown"},
-            {"id": None, "status": "rejected", "code": "NotAnObject"},
+            {
+                "id": "e-3",
+                "status": "rejected",
+                "code": "MeterUnknown",
+                "message": "`type` is one of ai_units, bandwidth_gb, premium_features, rpc_calls,"
+                " storage_gb_hours, trades.",
+            },
+            {
+                "id": None,
+                "status": "rejected",
+                "code": "NotAnObject",
+                "message": "An event is a JSON object.",
+            },
         ],
     }
     assert stored(shared, tenant_id) == (2, Decimal(3))
@@ -107,7 +118,9 @@ def test_event_older_than_keys_are_kept_is_told_so(
     _, answer = web.post(key, [an_event(1)])
 
     shared.execute("DELETE FROM pruned_usage WHERE relation = 'usage_event_key'")
-    assert answer["results"] == [{"id": "e-1", "status": "rejected", "code": "TooOld"}]
+    [result] = answer["results"]
+    assert (result["status"], result["code"]) == ("rejected", "TooOld")
+    assert result["message"] == "`time` is more than 45 days ago."
     assert stored(shared, tenant_id) == (0, Decimal(0))
 
 

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from botplane.errors import Rejected
 from botplane.metering.events.policy import (
     MOST_BYTES,
+    REFUSALS,
     TOO_OLD,
     Refusal,
     UsageEvent,
@@ -87,7 +88,7 @@ def _answer(read: Sequence[UsageEvent | Refusal], verdicts: Sequence[Verdict]) -
     ]
     for result in results:
         if result["status"] is Verdict.REJECTED:
-            result.setdefault("code", TOO_OLD)
+            result["message"] = REFUSALS[result.setdefault("code", TOO_OLD)]
     counts = Counter(result["status"] for result in results)
     for verdict, count in counts.items():
         metrics.EVENTS.labels(verdict).inc(count)

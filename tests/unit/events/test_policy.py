@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from botplane.errors import Rejected
 from botplane.metering.events.policy import (
+    REFUSALS,
     Refusal,
     Trade,
     UsageEvent,
@@ -107,6 +108,7 @@ def test_event_is_read_exactly() -> None:
 )
 def test_what_is_wrong_with_an_event_is_told(raw: Any, expected: str) -> None:
     assert code(raw) == expected
+    assert expected in REFUSALS
 
 
 @pytest.mark.parametrize(

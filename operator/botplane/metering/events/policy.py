@@ -35,6 +35,22 @@ METERS: Final = frozenset(
 )
 """The meters of the table `meter` that events report; the others are measured."""
 
+REFUSALS: Final = {
+    "NotAnObject": "An event is a JSON object.",
+    "IdInvalid": "`id` is a text of 1 to 128 characters, none of them a control character.",
+    "SpecVersionUnsupported": '`specversion` is "1.0".',
+    "SourceInvalid": f"`source` is a text as `id` is, and not {CORRECTION}.",
+    "MeterUnknown": f"`type` is one of {', '.join(sorted(METERS))}.",
+    "DataInvalid": "`data` is a JSON object.",
+    "TimeInvalid": "`time` is a moment with its zone, such as 2026-11-26T14:00:00Z.",
+    TOO_OLD: f"`time` is more than {OLDEST.days} days ago.",
+    "InFuture": f"`time` is more than {NEWEST.seconds // 60} minutes ahead.",
+    "DimsInvalid": f"`data.dims` holds {MOST_DIMS} texts at most, named like `venue` or `pair_2`.",
+    "ValueInvalid": '`data.value` is 3 or "2.5": 18 digits and 12 decimals at most; of a trade, 1.',
+    "TradeInvalid": "`data.dims` of a trade holds trade_id, pnl, volume and currency as texts.",
+}
+"""What is right where an event was wrong, by the code of its refusal."""
+
 _TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]{1,128}")
 _DIM = re.compile(r"[a-z][a-z0-9_]{0,30}")
 _AMOUNT = re.compile(r"(0|[1-9][0-9]{0,17})(\.[0-9]{1,12})?")
