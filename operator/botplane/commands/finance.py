@@ -176,8 +176,11 @@ def payment_notices(tenant: TenantName) -> None:
     """Show what a tenant was told of its unpaid invoices, the newest first."""
     from botplane.billing.dunning import policy, store
 
-    for notice in ask(lambda conn, _: store.notices_by_name(conn, tenant)):
+    notices = ask(lambda conn, _: store.notices_by_name(conn, tenant))
+    for notice in notices:
         typer.echo(f"{notice.noticed_at:%Y-%m-%d %H:%M}  {policy.text(notice)}")
+    if not notices:
+        typer.echo(f"Tenant {tenant} was told nothing of unpaid invoices.")
 
 
 @payment.command("refund")

@@ -133,10 +133,12 @@ def render_cost(standing: Standing) -> str:
 def render_forecast(forecast: Forecast) -> str:
     """Return an estimate of what the whole period will cost, in words."""
     over = f", {forecast.over_limit:,} over the spend limit" if forecast.over_limit else ""
+    spread = f"With 80 % probability it is between {forecast.low:,} and {forecast.high:,}."
+    if forecast.low == forecast.high:
+        spread = "Nothing so far points to another amount."
     return (
         f"Estimate of the whole period {forecast.period}: {forecast.amount:,} {forecast.currency}"
-        f"{over}.\nWith 80 % probability it is between {forecast.low:,} and {forecast.high:,}."
-        f" Usage beyond what is included: {forecast.projected_overage:,}."
+        f"{over}.\n{spread} Usage beyond what is included: {forecast.projected_overage:,}."
     )
 
 

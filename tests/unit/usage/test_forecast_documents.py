@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -62,6 +63,15 @@ def test_people_are_told_that_a_forecast_is_an_estimate() -> None:
         " Usage beyond what is included: 202.15."
     )
     assert "spend limit" not in render_forecast(a_forecast("1301.15", "0"))
+
+
+def test_a_range_without_width_is_not_told_as_one() -> None:
+    steady = replace(a_forecast("1280.00", "0"), high=Decimal("1280.00"))
+
+    assert render_forecast(steady) == (
+        "Estimate of the whole period 2026-10: 1,280.00 USD.\n"
+        "Nothing so far points to another amount. Usage beyond what is included: 202.15."
+    )
 
 
 def test_people_are_told_what_the_cost_so_far_is_made_of() -> None:
