@@ -244,15 +244,16 @@ def _gone(processes: list[psutil.Process], *, within: float) -> list[psutil.Proc
     deadline = time.monotonic() + within
     while True:
         alive = [process for process in processes if _is_alive(process)]
-        # After the look: what has ended since the last one must not stay behind as a zombie.
-        for child in _children.values():
-            child.poll()
         if not alive or time.monotonic() >= deadline:
             return alive
         time.sleep(0.02)
 
 
 def _is_alive(process: psutil.Process) -> bool:
+    child = _children.get(process.pid)
+    if child is not None and child.returncode is None:
+        # It stays behind until it is waited for, which nobody can while a thread of it still ends.
+        return child.poll() is None
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
