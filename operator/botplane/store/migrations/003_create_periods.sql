@@ -75,10 +75,14 @@ END $$;
 CREATE TRIGGER billing_period_guard BEFORE UPDATE ON billing_period
     FOR EACH ROW EXECUTE FUNCTION billing_period_guard();
 
--- The first instant of a period: local midnight of the anchor day, or the first one after it.
+-- The first instant of a period: local midnight of the anchor day, or the first one after it. Where
+-- clocks go back from one to midnight it comes twice, and Postgres takes the later one.
 CREATE FUNCTION period_start(month timestamp, zone text, anchor_day smallint) RETURNS timestamptz
 LANGUAGE sql STABLE AS $$
-    SELECT (month + (anchor_day - 1) * interval '1 day') AT TIME ZONE zone
+    SELECT CASE WHEN (m.at - interval '1 hour') AT TIME ZONE zone = m.midnight
+        THEN m.at - interval '1 hour' ELSE m.at END
+    FROM (SELECT d.midnight, d.midnight AT TIME ZONE zone AS at
+        FROM (SELECT month + (anchor_day - 1) * interval '1 day' AS midnight) AS d) AS m
 $$;
 
 -- The periods that should exist at a moment and do not: from the first day of the subscription to
