@@ -127,7 +127,29 @@ FALSE = [
         "intervals = pods",
         "UPDATE runtime_interval SET ended_at = NULL, close_reason = NULL, close_quality = NULL",
     ),
+    ("invoices = usage", "UPDATE price_tier SET unit_price = unit_price + 1"),
+    ("invoices = usage", "DELETE FROM price"),
+    ("invoices = usage", "UPDATE plan_version SET fee_minor = fee_minor + 1"),
+    ("invoices = usage", "UPDATE subscription_phase SET starts_at = '2026-12-02'"),
+    (
+        "invoices = usage",
+        """
+        WITH taken AS (DELETE FROM late_usage),
+            events AS (UPDATE usage_event SET quantity = quantity + 1)
+        UPDATE usage_hourly SET quantity = quantity + 1
+        """,
+    ),
     ("invoices = ledger", "DELETE FROM ledger_entry WHERE txn_key LIKE 'credit/%'"),
+    (
+        "invoices = ledger",
+        """
+        UPDATE ledger_entry SET account = 'revenue_one_off'
+        WHERE txn_key LIKE 'invoice/%' AND account = 'revenue_subscription'
+        """,
+    ),
+    ("credit notes = ledger", "UPDATE credit_note SET tax_minor = tax_minor + 1"),
+    ("credit notes = ledger", "DELETE FROM credit_note WHERE settled_by <> 'refund'"),
+    ("credit notes = ledger", "DELETE FROM ledger_entry WHERE txn_key LIKE 'note/%'"),
     (
         "invoices = ledger",
         "UPDATE ledger_entry SET amount_minor = amount_minor + 1 WHERE txn_key LIKE 'invoice/%'",
@@ -156,6 +178,20 @@ FALSE = [
         """,
     ),
     ("invoices = their inputs", "UPDATE invoice_line SET amount_minor = amount_minor + 1"),
+    (
+        "invoices = their inputs",
+        "UPDATE invoice_line SET amount_minor = amount_minor + 1 WHERE kind = 'subscription'",
+    ),
+    ("invoices = their inputs", "UPDATE invoice_tax SET amount_minor = amount_minor + 1"),
+    ("invoices = their inputs", "DELETE FROM invoice_discount"),
+    (
+        "invoices = their inputs",
+        """
+        UPDATE invoice SET subtotal_minor = subtotal_minor + 1, tax_minor = tax_minor - 1
+        WHERE tax_minor > 0
+        """,
+    ),
+    ("invoices = their inputs", "UPDATE invoice SET snapshot = snapshot - 'inputs'"),
     ("invoices = their inputs", "UPDATE invoice_line SET quantity = quantity + 1"),
     ("invoices = their inputs", "UPDATE invoice SET issued_at = issued_at + interval '1 s'"),
     (

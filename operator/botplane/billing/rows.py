@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Columns = dict[str, list[Any]]
 
-_SUMS = (
+SUMS = (
     "subtotal_minor",
     "discount_minor",
     "tax_minor",
@@ -42,6 +42,7 @@ _SUMS = (
     "carried_minor",
     "due_minor",
 )
+"""Columns of an invoice that its parts add up to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +216,7 @@ def _invoice(issued: Issued) -> Row:
     invoice, billed = issued.invoice, issued.invoice.billed
     return {
         **_key(issued.invoice_id, invoice),
-        **{name: getattr(invoice, name) for name in _SUMS},
+        **{name: getattr(invoice, name) for name in SUMS},
         "period": billed.period,
         "revision": billed.revision,
         "number": invoice.number,

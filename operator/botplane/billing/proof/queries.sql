@@ -41,6 +41,23 @@ FROM runtime_interval i
 LEFT JOIN pod p ON p.tenant_id = i.tenant_id AND p.pod_uid = i.pod_uid
 WHERE p.pod_uid IS NULL OR (p.settled_at IS NOT NULL AND i.ended_at IS NULL)
 
+-- invoices_are_usage --
+-- What billed periods cost by the usage and the prices that are stored, as far back as events are
+-- kept; those with late usage wait for their correction.
+WITH billed AS MATERIALIZED (
+    SELECT b.tenant_id, b.period FROM billing_period b
+    WHERE b.state = 'closed' AND b.ends_at > %(since)s
+        AND NOT EXISTS (SELECT FROM pruned_usage p
+            WHERE p.relation = 'usage_event' AND p.until > b.starts_at)
+        AND NOT EXISTS (SELECT FROM late_usage l
+            WHERE l.tenant_id = b.tenant_id AND l.period = b.period)
+)
+SELECT c.tenant_id::text AS tenant,
+    concat_ws(' ', 'invoice', c.detail ->> 'number', c.corrects_key) AS subject,
+    c.detail ->> 'nowMinor' AS expected, c.detail ->> 'wasMinor' AS found
+FROM corrections(ARRAY(SELECT b.tenant_id FROM billed b ORDER BY b.tenant_id, b.period),
+    ARRAY(SELECT b.period FROM billed b ORDER BY b.tenant_id, b.period)) c
+
 -- invoices_are_ledger --
 -- What an invoice adds to the receivable is what is due on it; of a void one nothing is left.
 SELECT i.tenant_id::text AS tenant, 'invoice ' || i.number AS subject, i.due_minor::text AS expected,
@@ -83,6 +100,22 @@ FULL JOIN (SELECT tenant_id, txn_key, amount_minor FROM ledger_entry
     WHERE account = 'cash' AND txn_key LIKE 'refund/%%') e
     ON e.tenant_id = r.tenant_id AND e.txn_key = r.txn_key
 WHERE COALESCE(-r.amount_minor, 0) <> COALESCE(e.amount_minor, 0)
+
+-- notes_are_ledger --
+-- Of each credit note, what it takes back without tax, and its tax.
+SELECT COALESCE(n.tenant_id, e.tenant_id)::text AS tenant,
+    COALESCE(n.txn_key, e.txn_key) AS subject,
+    concat_ws(' + ', COALESCE(n.net, 0), COALESCE(n.tax, 0)) AS expected,
+    concat_ws(' + ', COALESCE(e.net, 0), COALESCE(e.tax, 0)) AS found
+FROM (SELECT tenant_id, amount_minor - tax_minor AS net, tax_minor AS tax,
+        CASE settled_by WHEN 'refund' THEN reference ELSE 'note/' || number END AS txn_key
+    FROM credit_note) n
+FULL JOIN (SELECT tenant_id, txn_key, sum(amount_minor) FILTER (WHERE account = 'discount_given')
+            AS net, sum(amount_minor) FILTER (WHERE account = 'tax_payable') AS tax
+    FROM ledger_entry WHERE txn_key LIKE 'note/%%' OR txn_key LIKE 'refund/%%'
+    GROUP BY tenant_id, txn_key) e
+    ON e.tenant_id = n.tenant_id AND e.txn_key = n.txn_key
+WHERE (COALESCE(n.net, 0), COALESCE(n.tax, 0)) <> (COALESCE(e.net, 0), COALESCE(e.tax, 0))
 
 -- receivable_is_unpaid --
 SELECT COALESCE(e.tenant_id, o.tenant_id)::text AS tenant, 'receivable' AS subject,
@@ -145,14 +178,20 @@ FROM kept k LEFT JOIN truth t ON t.tenant_id = k.tenant_id AND t.period = k.peri
 WHERE (k.cumulative, k.mark) IS DISTINCT FROM (t.cumulative, t.mark)
 
 -- issued --
-SELECT i.tenant_id, t.name AS tenant, i.snapshot, i.invoice_id, i.status, i.number, i.issued_at,
-    i.content_hash, i.carried_in_minor, i.carried_out_minor, i.refunded_minor, i.currency,
-    i.revision, t.time_zone, b.period, b.starts_at, b.ends_at
+SELECT i.*, t.name AS tenant, t.time_zone, b.starts_at, b.ends_at
 FROM invoice i
 JOIN tenant t ON t.tenant_id = i.tenant_id
 JOIN billing_period b ON b.tenant_id = i.tenant_id AND b.period = i.period
 WHERE i.status <> 'draft' AND i.issued_at >= %(since)s
 ORDER BY i.issued_at, i.number
+
+-- booked --
+-- What the ledger has of an invoice as it was issued, by transaction and account.
+SELECT split_part(e.txn_key, '/', 1), e.account, sum(e.amount_minor)::bigint
+FROM ledger_entry e
+WHERE e.tenant_id = %(tenant_id)s AND e.txn_key IN ('invoice/' || %(invoice_id)s,
+    'credit/' || %(invoice_id)s, 'carried/' || %(invoice_id)s)
+GROUP BY 1, 2
 
 -- paid_by_processor --
 SELECT a.tenant_id, a.invoice_id, i.number, count(*) FILTER (WHERE a.status = 'succeeded')

@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Any
 from psycopg.rows import dict_row
 
 from botplane.billing import store as invoices
-from botplane.billing.invoices import BilledPeriod, Invoice, Line, finalize
+from botplane.billing.invoices import (
+    BilledPeriod,
+    Invoice,
+    Line,
+    content_hash,
+    finalize,
+    ledger_entries,
+)
 from botplane.billing.money import round_to_minor
 from botplane.billing.payments.policy import AttemptStatus
-from botplane.billing.rows import read_inputs, read_invoice
+from botplane.billing.rows import SUMS, read_inputs, read_invoice
 from botplane.billing.settlement import settle
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -30,9 +37,11 @@ SQL = load_queries(__package__)
 CHECKS = {
     "rollup = events": "rollup_is_events",
     "intervals = pods": "intervals_are_pods",
+    "invoices = usage": "invoices_are_usage",
     "invoices = ledger": "invoices_are_ledger",
     "ledger = payments": "ledger_is_payments",
     "ledger = refunds": "ledger_is_refunds",
+    "credit notes = ledger": "notes_are_ledger",
     "receivable = unpaid": "receivable_is_unpaid",
     "customer credit = grants": "credit_is_granted",
     "ledger sums to zero": "ledger_balances",
@@ -43,6 +52,7 @@ CHECKS = {
 """What must hold, and the statement that finds where it does not."""
 
 REBUILT = "invoices = their inputs"
+BOOKED = "invoices = ledger"
 COLLECTED = "payments = processor"
 
 
@@ -86,30 +96,62 @@ def reconcile(conn: Connection[Any], since: datetime, now: datetime) -> list[Dif
 
 
 def _rebuilt(conn: Connection[Any], since: datetime) -> list[Difference]:
-    """Settle every invoice anew from its lines and stored inputs and compare the hashes."""
+    """Settle every invoice anew from its lines and inputs; compare all that is stored of it."""
     differences = []
     with conn.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(SQL["issued"], {"since": since}).fetchall()
         for row in rows:
-            parts = invoices.stored_parts(cursor, row)
-            expected = _rebuild(row, parts).content_hash or b""
-            if expected != row["content_hash"]:
-                differences.append(
-                    Difference(
-                        check=REBUILT,
-                        tenant=str(row["tenant_id"]),
-                        subject=f"invoice {row['number']}",
-                        expected=expected.hex(),
-                        found=row["content_hash"].hex(),
-                    )
+            stored = _stored(row, invoices.stored_parts(cursor, row))
+            booked = conn.execute(SQL["booked"], row).fetchall()
+            differences += [
+                Difference(
+                    check=check,
+                    tenant=str(row["tenant_id"]),
+                    subject=f"invoice {row['number']}{part}",
+                    expected=str(expected),
+                    found=str(found),
                 )
+                for check, part, expected, found in _compared(row, stored, booked)
+            ]
     return differences
 
 
-def _rebuild(row: dict[str, Any], parts: Mapping[str, list[dict[str, Any]]]) -> Invoice:
+def _compared(
+    row: Mapping[str, Any], stored: Invoice, booked: Sequence[tuple[str, str, int]]
+) -> Iterator[tuple[str, str, object, object]]:
+    """Yield (check, part, expected, found) where an invoice is not what its inputs make of it."""
+    sealed = row["content_hash"].hex()
+    try:
+        rebuilt = _rebuild(row, stored)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        yield REBUILT, "", "inputs that can be settled", repr(error)
+        return
+    if (rehashed := content_hash(rebuilt).hex()) != sealed:
+        yield REBUILT, "", rehashed, sealed
+        return
+    if (shown := content_hash(stored).hex()) != sealed:
+        yield REBUILT, " as it is shown", sealed, shown
+    for name in SUMS:
+        if row[name] != (is_due := getattr(rebuilt, name)):
+            yield REBUILT, f" {name}", is_due, row[name]
+    entries = {(kind, account): minor for kind, account, minor in booked}
+    due = {
+        (kind, account): minor
+        for kind, amounts in ledger_entries(rebuilt).items()
+        for account, minor in amounts.items()
+    }
+    for kind, account in sorted(entries.keys() | due.keys()):
+        expected, found = (of.get((kind, account), 0) for of in (due, entries))
+        if expected != found:
+            yield BOOKED, f" {kind} {account}", expected, found
+
+
+def _stored(row: dict[str, Any], parts: Mapping[str, list[dict[str, Any]]]) -> Invoice:
     names = {name: row[name] for name in BilledPeriod.__dataclass_fields__ if name in row}
-    billed = invoices.in_utc(BilledPeriod(**names, organization=""))
-    stored = read_invoice(billed, row, parts)
+    return read_invoice(invoices.in_utc(BilledPeriod(**names, organization="")), row, parts)
+
+
+def _rebuild(row: Mapping[str, Any], stored: Invoice) -> Invoice:
     charges = [_charged(line, stored.billed.currency) for line in stored.lines]
     settled = settle(stored.billed, charges, read_inputs(row["snapshot"]["inputs"]))
     if stored.number is None or stored.issued_at is None:
