@@ -300,6 +300,11 @@ def test_commands_tell_the_proof_and_the_difference(
     assert {Head(**head).chain[:6] for head in json.loads(kept.read_text())} == {"system", "tenant"}
     intact = (0, "The audit chains are intact.")
     assert typed("audit", "verify", "--heads", str(kept)) == intact
+    other = tmp_path / "other.json"
+    other.write_text("not it")
+    code, said = typed("audit", "verify", "--heads", str(other))
+    assert (code, said.split(":")[0]) == (1, "FileInvalid")
+    assert typed("reconcile", "--days", "-1")[0] == 2
     books.execute("SET session_replication_role = replica")
     books.execute("DELETE FROM audit_log WHERE chain = 'system'")
     books.execute("DELETE FROM ledger_entry WHERE account = 'cash'")

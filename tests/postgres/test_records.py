@@ -177,7 +177,11 @@ def test_commands_write_files(
         assert result.exit_code == 0, result.output
         return result.stdout_bytes
 
+    nobody = CliRunner().invoke(app, ["tenant-export", "nobody", str(archive)])
+    assert (nobody.exit_code, archive.exists()) == (1, False)
     typed("tenant-export", "acme", str(archive))
+    again = CliRunner().invoke(app, ["tenant-export", "acme", str(archive)])
+    assert (again.exit_code, again.output.split(":")[0]) == (1, "FileNotWritten")
     assert zipfile.ZipFile(archive).testzip() is None
     invoice = ("invoice", "acme", "--period", "2026-10", "-o")
     assert typed(*invoice, "csv").count(b"\r\n") == 3

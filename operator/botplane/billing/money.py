@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import (
     ROUND_HALF_EVEN,
     ROUND_HALF_UP,
@@ -43,12 +44,26 @@ class Rounding(StrEnum):
     HALF_UP = "half_up"
 
 
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _MODES = {Rounding.HALF_EVEN: ROUND_HALF_EVEN, Rounding.HALF_UP: ROUND_HALF_UP}
 
 
-def decimal(text: str) -> Decimal:
-    """Return the decimal that the text writes, exactly."""
-    return EXACT.create_decimal(text)
+def decimal(text: str, most_decimals: int | None = None) -> Decimal:
+    """Return the decimal that the text writes, exactly.
+
+    Raises:
+        Rejected: The text is no number, or has more decimals than are kept.
+    """
+    if not _NUMBER.fullmatch(text):
+        raise Rejected("NumberInvalid", f"{text!r} is not a number such as 12.50.")
+    number = EXACT.create_decimal(text)
+    if most_decimals is not None and not _is_whole(number.scaleb(most_decimals, EXACT)):
+        raise Rejected("AmountTooPrecise", f"{text} has more than {most_decimals} decimals.")
+    return number
+
+
+def _is_whole(number: Decimal) -> bool:
+    return number == number.to_integral_value()
 
 
 def minor_units(currency: str) -> int:
@@ -67,11 +82,11 @@ def to_minor(amount: str, currency: str) -> int:
     """Return an amount of the major unit as a whole number of minor units.
 
     Raises:
-        Rejected: The amount is finer than the minor unit, or the currency is unknown.
+        Rejected: The amount is no number or finer than the minor unit, or the currency is unknown.
     """
     digits = minor_units(currency)
     scaled = decimal(amount).scaleb(digits, EXACT)
-    if scaled != scaled.to_integral_value():
+    if not _is_whole(scaled):
         raise Rejected("AmountTooPrecise", f"{amount} {currency} has more than {digits} decimals.")
     return int(scaled)
 

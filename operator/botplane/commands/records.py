@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -18,7 +18,7 @@ from botplane.errors import Rejected
 if TYPE_CHECKING:
     from psycopg import Connection
 
-    from botplane.billing.proof.store import Difference
+    from botplane.billing.proof.store import Difference, Head
 
 app = typer.Typer()
 audit = typer.Typer(no_args_is_help=True, help="The chains of who changed what.")
@@ -43,7 +43,8 @@ def audit_verify(
     """Prove that no entry of the audit chains was changed, removed or put in."""
     from botplane.billing.proof import store
 
-    known = [] if heads is None else [store.Head(**head) for head in json.loads(heads.read_text())]
+    with told():
+        known = [] if heads is None else _read_heads(heads)
     _tell_differences(
         ask(lambda conn, _: store.verify_audit(conn, known)), "The audit chains are intact."
     )
@@ -51,7 +52,10 @@ def audit_verify(
 
 @app.command()
 def reconcile(
-    days: Annotated[int, typer.Option(help="How far back events and invoices are compared.")] = 70,
+    days: Annotated[
+        int,
+        typer.Option(min=1, max=36500, help="How far back events and invoices are compared."),
+    ] = 70,
 ) -> None:
     """Prove that events, intervals, invoices, ledger and payments agree."""
     from botplane.billing.payments.policy import Unanswered
@@ -67,6 +71,28 @@ def reconcile(
             typer.echo(f"{processor.name} was not compared: {error}", err=True)
             raise typer.Exit(1) from None
     _tell_differences(found, "All records agree.")
+
+
+def _read_heads(file: Path) -> list[Head]:
+    """Return what `audit heads` wrote.
+
+    Raises:
+        Rejected: The file does not hold that.
+    """
+    from botplane.billing.proof.store import Head
+
+    try:
+        return [Head(**head) for head in json.loads(file.read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        text = f"{file} is not an output of `botplane audit heads`: {error}"
+        raise Rejected("FileInvalid", text) from None
+
+
+def _new_file(file: Path) -> BinaryIO:
+    try:
+        return file.open("xb")
+    except OSError as error:
+        raise Rejected("FileNotWritten", f"{file}: {error.strerror}; name a new file.") from None
 
 
 def _tell_differences(found: Sequence[Difference], none: str) -> None:
@@ -108,8 +134,14 @@ def tenant_export(
     """Write everything that is stored about a tenant into an archive with checksums."""
     from botplane.billing.records import store
 
-    with file.open("xb") as target:
-        ask(lambda conn, now: store.export_tenant(conn, tenant, target, now))
+    with told():
+        target = _new_file(file)
+    try:
+        with target:
+            ask(lambda conn, now: store.export_tenant(conn, tenant, target, now))
+    except typer.Exit:
+        file.unlink()  # half an archive, which would refuse the next try
+        raise
 
 
 @app.command("tenant-erase")

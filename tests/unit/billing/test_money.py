@@ -36,6 +36,9 @@ def test_amount_becomes_whole_minor_units(amount: str, currency: str, minor: int
         ("0.001", "USD", "AmountTooPrecise"),
         ("0.5", "JPY", "AmountTooPrecise"),
         ("1", "XAU", "CurrencyUnknown"),
+        ("abc", "USD", "NumberInvalid"),
+        ("NaN", "USD", "NumberInvalid"),
+        ("1e3", "USD", "NumberInvalid"),
     ],
 )
 def test_amount_that_no_document_can_show_is_refused(

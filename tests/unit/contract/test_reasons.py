@@ -18,7 +18,7 @@ FILES = (
 MAKERS = {"Finding", "Rejected", "Retryable", "holds", "fails", "waits", "summarize", "Suspension"}
 ELSEWHERE = {
     # Answers of commands, never of a condition.
-    "MigrationChanged", "SchemaTooNew", "PeriodNotFound",
+    "MigrationChanged", "SchemaTooNew", "PeriodNotFound", "NumberInvalid",
 }  # fmt: skip
 BY_DATA = {"NamespaceCreated", "QuotaApplied", "Isolated", "AccessGranted", "AccountOpen"} | {
     "User", "Admin", "SpendLimit", "PaymentOverdue", "InternalError", "KindNotServed",

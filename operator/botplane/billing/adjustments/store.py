@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -29,6 +30,29 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 SQL = load_queries(__package__)
+_RULES = {
+    "coupon_grant_check": "give either a percentage or an amount",
+    "coupon_grant_check1": "it would end before it starts",
+    "coupon_grant_percent_check": "a percentage is more than 0 and at most 100",
+    "coupon_grant_amount_minor_check": "an amount is more than 0",
+    "coupon_grant_uses_check": "it lowers at least one invoice",
+    "coupon_grant_code_check": "a code is 1 to 63 letters, digits, '-', '_' and '.'",
+    "coupon_grant_target_check": "it can be on invoice, subscription, usage, usage/<meter>, "
+    "commission or one_off",
+    "credit_grant_amount_minor_check": "an amount is more than 0",
+    "credit_grant_check": "only a promotional credit can expire",
+    "one_off_amount_minor_check": "an amount is more than 0",
+    "one_off_reference_check": "a reference is 1 to 63 letters, digits, '-', '_' and '.'",
+    "one_off_description_check": "a description is 1 to 80 letters on one line",
+    "tenant_tax_check1": "a rate of 0 needs a reason",
+    "tenant_tax_name_check": "a tax has a name",
+    "tenant_tax_rate_check": "a rate is a share from 0 to 1: 0.19 is 19 percent",
+    "tenant_tax_target_check": "it can be on all, subscription, usage, commitment, commission or "
+    "one_off",
+}
+"""What is not possible, by the constraint that says so."""
+_CREDIT_ID = re.compile(r"[^/\x00-\x1f\x7f]{1,64}")
+"""Those with a slash are of credits that invoices and credit notes make."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +138,7 @@ def grant_coupon(conn: Connection[Any], order: Order, terms: CouponTerms) -> Non
     with granting(conn, order, f"Coupon {terms.code}") as (tenant_id, currency):
         row = vars(terms) | {
             "tenant_id": tenant_id,
-            "percent": None if terms.percent is None else decimal(terms.percent),
+            "percent": None if terms.percent is None else decimal(terms.percent, 4),
             "amount_minor": None if terms.amount is None else to_minor(terms.amount, currency),
             "starts_at": terms.starts_at or order.now,
             "now": order.now,
@@ -145,6 +169,10 @@ def grant_credit(conn: Connection[Any], order: Order, terms: CreditTerms) -> Non
     """
     if terms.kind not in CREDIT_KINDS[:2]:
         raise Rejected("TermsInvalid", f"A credit is promotional or purchased, not {terms.kind}.")
+    if not _CREDIT_ID.fullmatch(terms.credit_id):
+        raise Rejected(
+            "TermsInvalid", f"{terms.credit_id!r} is not an id of 1 to 64 letters without '/'."
+        )
     with granting(conn, order, f"Credit {terms.credit_id}") as (tenant_id, currency):
         amount = to_minor(terms.amount, currency)
         row = vars(terms) | {"tenant_id": tenant_id, "amount_minor": amount, "now": order.now}
@@ -199,7 +227,7 @@ def set_tax(conn: Connection[Any], order: Order, terms: TaxTerms) -> None:
     with granting(conn, order, f"Tax {terms.name}") as (tenant_id, _):
         row = vars(terms) | {
             "tenant_id": tenant_id,
-            "rate": decimal(terms.rate),
+            "rate": decimal(terms.rate, 6),
             "starts_at": terms.starts_at or order.now,
         }
         current = conn.execute(SQL["current_tax"], row).fetchone()
@@ -339,7 +367,8 @@ def granting(conn: Connection[Any], order: Order, subject: str) -> Iterator[tupl
                 "AlreadyGranted", f"{subject} was granted to {order.tenant} before."
             ) from error
         except (errors.CheckViolation, psycopg.DataError) as error:
-            message = f"{subject} is not possible: {error.diag.message_primary}."
+            rule = _RULES.get(error.diag.constraint_name or "", error.diag.message_primary)
+            message = f"{subject} is not possible: {rule}."
             raise Rejected("TermsInvalid", message) from error
 
 
