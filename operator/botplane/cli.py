@@ -225,6 +225,7 @@ def billing_run() -> None:
     from botplane.billing import run
     from botplane.billing.payments.run import collect
     from botplane.billing.refunds.run import settle_refunds
+    from botplane.billing.trades.store import held_trades
     from botplane.store.pool import Role
 
     processor, limits = collection()
@@ -237,6 +238,9 @@ def billing_run() -> None:
     waiting = ask(lambda conn, now: settle_refunds(conn, processor, now), Role.BILLING)
     if waiting:
         typer.echo(f"{waiting} refunds wait for their outcome")
+    held = ask(lambda conn, _: held_trades(conn), Role.BILLING)
+    if held:
+        typer.echo(f"{held} trades wait for `botplane exchange-rate`")
     for parked in report.parked:
         typer.echo(f"parked: {parked}", err=True)
     if report.parked:

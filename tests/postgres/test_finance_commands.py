@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -11,6 +14,7 @@ from typer.testing import CliRunner
 
 from botplane.billing.run import invoice
 from botplane.billing.store import publish_plan
+from botplane.billing.trades.store import Trade, record_trades
 from botplane.cli import app
 from botplane.tenants.store import register_tenant
 from tests.support.billing import a_plan, an_account, at, complete_until
@@ -54,6 +58,43 @@ def test_one_off_charge_is_on_the_next_invoice_once(acme: psycopg.Connection[Any
 
     assert said == {"0 Charge setup-7 is on the invoice of 2026-10."}
     assert invoice(acme, "acme", "2026-10", at("2026-10-02")).total_minor == 35000
+
+
+def test_rate_lets_the_trades_of_its_day_earn_commission(acme: psycopg.Connection[Any]) -> None:
+    publish_plan(acme, a_plan("pro", commission={"rate": "0.10"}), at("2026-10-01"))
+    register_tenant(acme, replace(an_account(), tenant_id=_id(acme), plan="pro"), at("2026-10-01"))
+    closed = {"a": "2026-10-05T00:00:00Z", "b": "2026-10-05T23:59:59Z", "c": "2026-10-06T00:00:00Z"}
+    trades = [
+        Trade(
+            tenant_id=_id(acme),
+            trade_id=trade_id,
+            bot_id=None,
+            closed_at=at(moment),
+            pnl=Decimal(100),
+            volume=Decimal(1),
+            currency="EUR",
+        )
+        for trade_id, moment in closed.items()
+    ]
+    record_trades(acme, trades, at("2026-10-07"))
+    assert "3 trades wait for `botplane exchange-rate`" in typed("billing", "run")
+    words = ("exchange-rate", "acme", "EUR", "1.25", "--day", "2026-10-05", "--source", "ECB")
+
+    said = [typed(*words), typed(*words), typed("exchange-rate", "acme", "EUR", "-1", *words[4:])]
+
+    assert said[0] == "0 2 trades that waited for it count now."
+    assert said[1] == "0 0 trades that waited for it count now."
+    assert said[2].startswith("2 ")
+    later = invoice(acme, "acme", "2026-11", at("2026-12-02"))
+    # 10 % of twice 100 EUR, for October, which was billed without them.
+    assert [line.amount_minor for line in later.lines if line.kind == "correction"] == [2500]
+    assert typed("reconcile").endswith("trade c: a rate expected, none for EUR of 2026-10-06 found")
+
+
+def _id(conn: psycopg.Connection[Any]) -> UUID:
+    [[tenant_id]] = conn.execute("SELECT tenant_id FROM tenant").fetchall()
+    assert isinstance(tenant_id, UUID)
+    return tenant_id
 
 
 def test_correction_of_usage_counts_once(acme: psycopg.Connection[Any]) -> None:

@@ -121,6 +121,27 @@ def usage_correction(  # noqa: PLR0913 - one parameter per option
     typer.echo(f"Correction {reference} counts in period {period}.")
 
 
+@app.command("exchange-rate")
+def exchange_rate(
+    tenant: TenantName,
+    currency: Annotated[str, typer.Argument(help="Of the trades, such as EUR.")],
+    rate: Annotated[str, typer.Argument(help="One unit of it in the tenant's currency.")],
+    *,
+    day: Annotated[
+        datetime, typer.Option(formats=["%Y-%m-%d"], help="Day of the trades, UTC: 2026-10-31.")
+    ],
+    source: Annotated[str, typer.Option(help="Who says so, such as ECB.")],
+) -> None:
+    """Give trades in another currency the rate without which they earn no commission."""
+    from botplane.billing.trades import store
+
+    terms = store.RateTerms(
+        currency=currency, rate=rate, source=source, day=day.replace(tzinfo=UTC)
+    )
+    waited = ask(lambda conn, now: store.set_exchange_rate(conn, order(tenant, now), terms))
+    typer.echo(f"{waited} trades that waited for it count now.")
+
+
 @app.command("tenant-tax")
 def tenant_tax(  # noqa: PLR0913 - one parameter per option
     tenant: TenantName,

@@ -154,7 +154,7 @@ WHERE b.ends_at <= %(now)s::timestamptz - interval '13 months'
 
 -- trades_have_rates --
 SELECT tenant_id::text AS tenant, 'trade ' || trade_id AS subject, 'a rate' AS expected,
-    'none for ' || currency AS found
+    'none for ' || currency || to_char(closed_at AT TIME ZONE 'UTC', '" of "YYYY-MM-DD') AS found
 FROM trade_commission WHERE fx_rate IS NULL
 
 -- marks_are_trades --

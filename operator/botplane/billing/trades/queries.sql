@@ -32,5 +32,10 @@ LEFT JOIN tenant n ON n.tenant_id = g.tenant_id
 LEFT JOIN trade_commission t ON t.tenant_id = g.tenant_id AND t.trade_id = g.trade_id
 ORDER BY g.position
 
+-- set_rate --
+UPDATE trade_commission SET fx_rate = %(rate)s, fx_source = %(source)s, fx_at = %(day)s
+WHERE tenant_id = %(tenant_id)s AND currency = %(currency)s AND fx_rate IS NULL
+    AND closed_at >= %(day)s AND closed_at < %(day)s::timestamptz + interval '24 hours'
+
 -- held_trades --
 SELECT count(*) FROM trade_commission WHERE fx_rate IS NULL

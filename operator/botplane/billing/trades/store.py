@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.types.json import Jsonb
 
-from botplane.billing.money import plain
+from botplane.billing.adjustments.store import granting, record
+from botplane.billing.money import decimal, plain
+from botplane.errors import Rejected
 from botplane.store.errors import translated_errors
 from botplane.store.queries import load_queries
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from psycopg import Connection
+
+    from botplane.billing.adjustments.store import Order
 
 SQL = load_queries(__package__)
 
@@ -85,6 +89,48 @@ def record_trades(conn: Connection[Any], trades: Sequence[Trade], now: datetime)
         else:
             outcomes.append(Recorded.DUPLICATE)
     return outcomes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateTerms:
+    """A rate of exchange as finance people write it.
+
+    Attributes:
+        currency: Of the trades, ISO 4217.
+        rate: What one unit of it is in the currency of the tenant.
+        source: Who says so, such as `ECB`.
+        day: Midnight UTC of the day whose trades it is for.
+    """
+
+    currency: str
+    rate: str
+    source: str
+    day: datetime
+
+
+def set_exchange_rate(conn: Connection[Any], order: Order, terms: RateTerms) -> int:
+    """Give a day's trades in a currency the rate that they wait for; return how many had waited.
+
+    Trades that have a rate keep it. Where their period is billed, the next invoice has them.
+
+    Raises:
+        Rejected: There is no such tenant, or the terms are not possible.
+        Retryable: Postgres is away.
+    """
+    rate = decimal(terms.rate, 18)
+    if rate <= 0 or not terms.source.strip():
+        raise Rejected(
+            "TermsInvalid",
+            f"A rate is more than 0 and has a source, not {terms.rate} of {terms.source!r}.",
+        )
+    with granting(conn, order, f"Rate {terms.rate} of {terms.currency}") as (tenant_id, _):
+        row = vars(terms) | {"tenant_id": tenant_id, "rate": rate}
+        waited = conn.execute(SQL["set_rate"], row).rowcount
+        if waited:
+            said = {"rate": terms.rate, "source": terms.source, "day": f"{terms.day:%Y-%m-%d}"}
+            entry = ("trade.rate", terms.currency, {**said, "trades": waited})
+            record(conn, order, tenant_id, entry)
+    return waited
 
 
 def held_trades(conn: Connection[Any]) -> int:
