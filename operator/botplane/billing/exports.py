@@ -25,8 +25,8 @@ FOCUS_COLUMNS = (
     "BillingPeriodEnd", "BillingPeriodStart", "ChargeCategory", "ChargeClass",
     "ChargeDescription", "ChargeFrequency", "ChargePeriodEnd", "ChargePeriodStart",
     "ConsumedQuantity", "ConsumedUnit", "ContractedCost", "EffectiveCost", "InvoiceId",
-    "InvoiceIssuerName", "ListCost", "ProviderName", "PublisherName", "ServiceCategory",
-    "ServiceName", "SkuId",
+    "InvoiceIssuerName", "ListCost", "PricingQuantity", "PricingUnit", "ProviderName",
+    "PublisherName", "ServiceCategory", "ServiceName", "SkuId", "SkuPriceId",
 )  # fmt: skip
 """Those columns of FOCUS 1.2 that a bill of ours has something to say in."""
 
@@ -122,22 +122,32 @@ def _charges(invoice: Invoice) -> Iterator[dict[str, str]]:
         meter = METERS.get(line.meter or "")
         title = _TITLES.get(line.charge_kind, "") if meter is None else meter.title
         is_usage = line.charge_kind in {"usage", "commission"}
-        usage: dict[str, Any] = {"ChargeFrequency": "Usage-Based"} if is_usage else {}
+        unit = "trade" if meter is None else meter.exact or meter.unit or meter.per
+        quantity = plain(line.quantity)
+        more: dict[str, Any] = {"PricingQuantity": quantity, "PricingUnit": "unit"}
+        if is_usage:
+            more = {
+                "ChargeFrequency": "Usage-Based",
+                "ConsumedQuantity": quantity,
+                "ConsumedUnit": unit,
+                "PricingQuantity": quantity,
+                "PricingUnit": unit,
+            }
         if line.kind == "one_off":
             title = line.detail["description"]
-            usage = {"ChargeFrequency": "One-Time"}
-        if meter is not None:
-            unit = meter.exact or meter.unit or meter.per
-            usage |= {"ConsumedQuantity": plain(line.quantity), "ConsumedUnit": unit}
+            more |= {"ChargeFrequency": "One-Time"}
+        sku = line.meter or line.charge_kind
+        plan = [str(line.detail[name]) for name in ("plan", "version") if name in line.detail]
         is_correction = line.kind == "correction"
         yield {
             **_row(invoice, "Usage" if is_usage else "Purchase", title, line.net_minor),
-            **usage,
+            **more,
             "ChargeClass": "Correction" if is_correction else "",
             "ChargePeriodStart": _utc(line.starts_at),
             "ChargePeriodEnd": _utc(line.ends_at),
             "ListCost": amount_text(line.amount_minor, invoice.billed.currency),
-            "SkuId": line.meter or line.charge_kind,
+            "SkuId": sku,
+            "SkuPriceId": "/".join([*plan, sku]),
         }
 
 

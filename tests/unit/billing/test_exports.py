@@ -83,6 +83,23 @@ def test_focus_rows_add_up_to_what_is_due() -> None:
     assert (rows[1]["ListCost"], rows[1]["BilledCost"]) == ("1234.26", "987.80")
 
 
+def test_focus_rows_have_the_quantities_that_focus_requires_of_their_category() -> None:
+    terms = {"plan": "pro", "version": 2}
+    commission = a_line("commission", "121.97", quantity=Decimal(3), detail=terms)
+    settled = settle(BILLED, [HALF, RUNTIME, commission, SETUP], Account(taxes=(a_tax("0.19"),)))
+
+    rows = read(focus_csv(finalize(BILLED, settled, "INV-1", BILLED.ends_at)))
+
+    names = ("ConsumedQuantity", "ConsumedUnit", "PricingQuantity", "PricingUnit")
+    assert {row["SkuPriceId"]: [row[name] for name in names] for row in rows} == {
+        "pro/subscription": ["", "", "1", "unit"],
+        "bot_seconds": ["81763200", "s", "81763200", "s"],
+        "pro/2/commission": ["3", "trade", "3", "trade"],
+        "one_off": ["", "", "1", "unit"],
+        "": ["", "", "", ""],
+    }
+
+
 def test_focus_row_of_a_one_off_charge_says_what_it_is_for() -> None:
     issued = finalize(BILLED, settle(BILLED, [SETUP], Account()), "INV-1", BILLED.ends_at)
 
