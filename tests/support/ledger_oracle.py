@@ -148,7 +148,8 @@ def _commission(
     traded = [trade for trade in customer.trades if bounds[0] <= trade[0] < bounds[1]]
     volume = sum(trade[2] for trade in traded)
     netted = _netted(customer, cuts, _below_the_mark(customer, plans, bounds[0]))
-    for start, end, revision, _ in cuts:
+    earned: dict[datetime, Fraction] = {}
+    for start, end, revision, stay in cuts:
         discount = Fraction(0)
         for from_volume, share in sorted(revision.volume_discounts):
             discount = share if volume >= from_volume else discount
@@ -159,9 +160,12 @@ def _commission(
             total = sum((_capped(profit * rate, revision) for profit in mine), Fraction(0))
         else:
             total = netted[revision.netting][start] * rate
+        counted = (start, end) if revision.counts_alone else stay
+        before = sum((earned[at] for at in earned if at >= counted[0]), Fraction(0))
+        earned[start] = total
         if revision.cap_per_period is not None:
-            part = Fraction(_seconds(start, end), _seconds(*bounds))
-            total = min(total, revision.cap_per_period * part)
+            room = revision.cap_per_period * Fraction(_seconds(*counted), _seconds(*bounds))
+            total = min(total, max(room - before, Fraction(0)))
         if mine and revision.commission:
             key = f"commission/{start:%Y-%m-%dT%H:%M:%SZ}"
             yield _line(key, Fraction(len(mine)), total, customer, revision)

@@ -189,6 +189,8 @@ def _commission_rows(line: Line, invoice: Invoice, amount: str) -> list[str]:
     for name, cap in (("trade", "capPerTradeMinor"), ("period", "capPerPeriodMinor")):
         if detail[cap] is not None:
             notes.append(f"at most {_grouped(amount_text(detail[cap], currency))} a {name}")
+    if "earnedBefore" in detail:
+        notes.append(f"of which {_rounded(detail['earnedBefore'], currency)} before")
     return rows + _notes(line, invoice, ", ".join(notes))
 
 

@@ -150,6 +150,16 @@ def test_table_says_what_a_price_counted_before_and_what_commission_is_net_of() 
     assert "wins less losses -300.5, in all 1,299.5, highest before 1,600, profit 0" in table
 
 
+def test_table_says_what_was_earned_of_a_cap_before() -> None:
+    terms = {"rate": "0.1", "discount": "0", "capPerTradeMinor": None, "capPerPeriodMinor": 10000}
+    detail = terms | {"profit": "300", "earnedBefore": "90"}
+    commission = a_line("commission", "10.00", detail=detail)
+
+    table = render_table(draft(BILLED, Settled(lines=(commission,)), "It runs."))
+
+    assert "profit 300, at most 100.00 a period, of which 90 before" in table
+
+
 def test_draft_says_why_it_is_one() -> None:
     text = render_table(
         draft(BILLED, Settled(lines=(HALF,)), "The period runs until 2026-10-31 23:00 UTC.")

@@ -285,7 +285,8 @@ $$;
 -- whole period, so the order in which trades arrive does not matter. Where losses count, a later
 -- loss of a stay takes back the latest gains first: `kept` is what was reached in a cut and not
 -- lost in a later one, and the cut pays for what of it is above zero, or the mark, and above that
--- of the cut before it.
+-- of the cut before it. The cap of a period is that of a count, as of usage: a cut pays for what it
+-- adds to the count below its cap.
 CREATE FUNCTION charge_commission(tenants uuid[], periods text[], until timestamptz)
 RETURNS TABLE (tenant_id uuid, period text, line_key text, kind text, meter text,
     starts_at timestamptz, ends_at timestamptz, quantity numeric, exact numeric,
@@ -306,7 +307,8 @@ LANGUAGE sql STABLE AS $$
     ),
     c AS MATERIALIZED (
         SELECT c.tenant_id, c.period, c.plan, c.version, s.starts_at AS stay, c.starts_at,
-            c.ends_at, c.seconds, c.period_seconds, m.minors, v.rounding,
+            c.ends_at, c.period_seconds, c.counted_from, m.minors, v.rounding,
+            extract(epoch FROM c.counted_until - c.counted_from) AS counted_seconds,
             v.commission_rate AS rate, v.commission_netting AS netting,
             v.commission_cap_per_trade_minor AS cap_per_trade,
             v.commission_cap_per_period_minor AS cap_per_period, r.volume,
@@ -359,17 +361,25 @@ LANGUAGE sql STABLE AS $$
         CROSS JOIN LATERAL (SELECT CASE k.netting WHEN 'hwm' THEN m.opening - m.mark_before
             ELSE 0 END AS above) AS b
     ),
-    line AS (
-        SELECT b.*, w.quantity, w.of_profit, divide(
-            least(w.of_minor * b.period_seconds, b.cap_per_period * b.seconds),
-            b.minors * b.period_seconds) AS exact
+    earned AS (
+        SELECT b.*, w.quantity, w.of_profit, w.of_minor,
+            CASE WHEN b.counted_from = b.starts_at THEN 0 ELSE COALESCE(sum(w.of_minor) OVER (
+                PARTITION BY b.tenant_id, b.period, b.stay ORDER BY b.starts_at
+                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) END AS before
         FROM based b
         CROSS JOIN LATERAL (SELECT
             CASE b.netting WHEN 'none' THEN b.won ELSE b.trades END AS quantity,
             CASE b.netting WHEN 'none' THEN b.profit ELSE b.base END AS of_profit,
             CASE b.netting WHEN 'none' THEN b.minor
                 ELSE b.base * b.rate * (1 - b.discount) * b.minors END AS of_minor OFFSET 0) AS w
-        WHERE b.rate > 0 AND w.quantity > 0
+    ),
+    line AS (
+        SELECT e.*, divide(
+            least((e.before + e.of_minor) * e.period_seconds, e.cap_per_period * e.counted_seconds)
+                - least(e.before * e.period_seconds, e.cap_per_period * e.counted_seconds),
+            e.minors * e.period_seconds) AS exact
+        FROM earned e
+        WHERE e.rate > 0 AND e.quantity > 0
     )
     SELECT l.tenant_id, l.period, 'commission/' || to_char(
             l.starts_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
@@ -379,6 +389,9 @@ LANGUAGE sql STABLE AS $$
             'profit', trim_scale(l.of_profit)::text, 'volume', trim_scale(l.volume)::text,
             'rate', trim_scale(l.rate)::text, 'discount', trim_scale(l.discount)::text,
             'capPerTradeMinor', l.cap_per_trade, 'capPerPeriodMinor', l.cap_per_period)
+            || CASE WHEN l.cap_per_period IS NULL OR l.before = 0 THEN '{}'
+                ELSE jsonb_build_object('earnedBefore', trim_scale(divide(l.before, l.minors))::text)
+                END
             || CASE l.rounding WHEN 'half_even' THEN '{}'
                 ELSE jsonb_build_object('rounding', l.rounding) END
             || CASE l.netting WHEN 'none' THEN '{}'
