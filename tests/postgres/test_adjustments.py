@@ -91,6 +91,7 @@ def _rebuilt(issued: Invoice, snapshot: dict[str, Any]) -> Invoice:
         (grant_coupon, CouponTerms(code="x", percent="120"), "TermsInvalid"),
         (grant_coupon, CouponTerms(code="x", percent="5", target="rent"), "TermsInvalid"),
         (grant_coupon, CouponTerms(code="x", amount="1.001"), "AmountTooPrecise"),
+        (grant_coupon, CouponTerms(code="x", percent="5", target="usage/rpc"), "MeterUnknown"),
         (grant_coupon, CouponTerms(code="x", percent="33.33333"), "AmountTooPrecise"),
         (grant_coupon, CouponTerms(code="x", percent="Infinity"), "NumberInvalid"),
         (grant_coupon, CouponTerms(code="x", amount="15,00"), "NumberInvalid"),

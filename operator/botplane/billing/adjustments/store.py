@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from botplane.billing.absent import no_such_invoice, no_such_tenant
 from botplane.billing.adjustments.notes import Creditable, Note, credit_note
 from botplane.billing.money import decimal, to_minor
+from botplane.billing.pricebook import METERS
 from botplane.billing.settlement import CREDIT_KINDS, Account, Coupon, Credit, TaxRule
 from botplane.errors import Rejected
 from botplane.store.errors import translated_errors
@@ -135,6 +136,9 @@ def grant_coupon(conn: Connection[Any], order: Order, terms: CouponTerms) -> Non
         Rejected: There is no such tenant, the code was granted to it before, or the terms are
             not possible.
     """
+    kind, _, meter = terms.target.partition("/")
+    if kind == "usage" and meter and meter not in METERS:
+        raise Rejected("MeterUnknown", f"Meter {meter} is not one of {', '.join(METERS)}.")
     with granting(conn, order, f"Coupon {terms.code}") as (tenant_id, currency):
         row = vars(terms) | {
             "tenant_id": tenant_id,
