@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING
 
+from botplane.billing.invoices import amount_text
 from botplane.billing.money import EXACT
 from botplane.errors import Rejected
 
@@ -78,10 +79,11 @@ def credit_note(invoice: Creditable, amount_minor: int) -> Note:
     """
     left = invoice.total_minor - invoice.noted_minor
     if invoice.status in {"draft", "void"} or not 0 < amount_minor <= left:
+        most, asked = (amount_text(m, invoice.currency) for m in (max(left, 0), amount_minor))
         raise Rejected(
             "NotCreditable",
-            f"The invoice is {invoice.status}; at most {max(left, 0)} minor units of it can be "
-            f"credited, not {amount_minor}.",
+            f"The invoice is {invoice.status}; at most {most} {invoice.currency} of it can be "
+            f"credited, not {asked}.",
         )
     tax = invoice.of_next(amount_minor)
     settled = invoice.status == "paid" or invoice.is_being_paid

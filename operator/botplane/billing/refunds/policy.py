@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from botplane.billing.invoices import amount_text
 from botplane.errors import Rejected
 
 if TYPE_CHECKING:
@@ -60,10 +61,11 @@ def amount_to_refund(invoice: Refundable, amount_minor: int | None, processor: s
     """
     amount = invoice.left_minor if amount_minor is None else amount_minor
     if not 0 < amount <= invoice.left_minor:
+        most, asked = (amount_text(m, invoice.currency) for m in (invoice.left_minor, amount))
         raise Rejected(
             "NotRefundable",
-            f"The invoice is {invoice.status}; at most {invoice.left_minor} minor units of its "
-            f"payment can be paid back, not {amount}.",
+            f"The invoice is {invoice.status}; at most {most} {invoice.currency} of its payment "
+            f"can be paid back, not {asked}.",
         )
     if invoice.processor not in {BY_TRANSFER, processor}:
         raise Rejected(
