@@ -12,7 +12,10 @@ from tests.support.ledger_oracle import Customer, Price, Revision, period_bounds
 
 START = datetime(2026, 8, 20, 3, 7, 11, tzinfo=UTC)
 END = datetime(2026, 12, 3, tzinfo=UTC)
-ZONES = ("UTC", "Europe/Madrid", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu")
+ZONES = (
+    *("UTC", "Europe/Madrid", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu"),
+    "America/Havana",  # where 1 November 2026 has two midnights
+)
 INTERVAL_METERS = ("bot_seconds", "cpu_core_seconds", "memory_gib_seconds")
 EVENT_METERS = ("rpc_calls", "bandwidth_gb", "ai_units", "premium_features", "storage_gb_hours")
 MODELS = ("PerUnit", "Flat", "Package", "Graduated", "Volume")
