@@ -128,7 +128,7 @@ class Postgres:
 
     def accounts(self) -> Accounts:
         """Return the billing accounts, as the tenants' room needs them."""
-        return Accounts(self._register, self._close_tenant, self.state)
+        return Accounts(self._register, self._close_tenant, self.state, self._open_tenants)
 
     async def publish(self, book: PriceBook) -> int:
         """Store a price book unless it is the one that was stored last."""
@@ -221,6 +221,9 @@ class Postgres:
     async def _close_tenant(self, tenant_id: UUID) -> None:
         await self.call(tenant_store.close_tenant, tenant_id, self._clock())
         self._registered.pop(tenant_id, None)
+
+    async def _open_tenants(self) -> Mapping[UUID, str]:
+        return await self.call(tenant_store.open_tenants)
 
     @property
     def is_away(self) -> bool:

@@ -182,7 +182,7 @@ class Neighbours:
         account = self._account_of(uid) or remembered(body.get("status") or {})
         stopped = tenant_policy.suspensions(spec, annotations, account.holds, plan)
         reasons = [suspension.message for suspension in stopped]
-        if "deletionTimestamp" in body["metadata"] and tenant_policy.takes_its_bots(spec):
+        if "deletionTimestamp" in body["metadata"] and tenant_policy.deletion_held(spec) is None:
             # A bot that comes after the last look at them would outlive its tenant.
             reasons.append("it is being deleted")
         return TenantView(

@@ -59,7 +59,7 @@ from botplane.runtime.watches import ChildWatches
 from botplane.settings import Settings
 from botplane.telemetry import metrics
 from botplane.telemetry.logs import configure
-from botplane.tenants.purge import purge
+from botplane.tenants.purge import close_abandoned, purge
 from botplane.tenants.reconcile import Capacity, Network, Site, TenantReconciler
 
 log = structlog.get_logger()
@@ -405,8 +405,10 @@ class Operator:
             self._add(key)
 
     async def _purge(self) -> None:
-        """Delete the namespaces whose retention is over."""
+        """Delete namespaces whose retention is over; close accounts that nothing else closes."""
         await purge(self._cluster, utc_now())
+        for key in await close_abandoned(self._cluster, self._postgres.accounts()):
+            self._add(key)
 
     async def _measure(self) -> None:
         metrics.QUEUE_DEPTH.set(len(self._queue))

@@ -164,6 +164,23 @@ def test_what_holds_up_a_deletion_is_named_and_holds_up_nobody_else(world: World
     world.eventually(lambda: world.read(*tenant_key(tenant)) is None, "the Tenant is gone")
 
 
+def test_a_name_is_free_once_all_of_a_tenant_is_gone_whose_finalizer_was_taken(
+    world: World,
+) -> None:
+    tenant = world.tenant(deletion={"protection": "Disabled", "retentionDays": 30})
+    world.installed.kill9("operator")
+    world.delete(*tenant_key(tenant))
+    world.patch(*tenant_key(tenant), {"metadata": {"finalizers": None}})
+    assert world.read(*tenant_key(tenant)) is None
+    world.installed.start("operator")
+
+    world.create(a_tenant(tenant))
+    world.wait_for(tenant_key(tenant), "Ready", "NamespaceConflict")
+    world.delete("Namespace", "", f"tenant-{tenant}")
+
+    world.wait_for(tenant_key(tenant), "Ready", "True", within=60)
+
+
 def test_a_tenant_on_legal_hold_is_not_deleted_by_anybody(world: World) -> None:
     deletion = {"protection": "Disabled", "retentionDays": 0, "legalHold": "case 47/2026"}
     tenant = world.tenant(deletion=deletion)

@@ -107,14 +107,17 @@ REASONS: Final[dict[str, Reason]] = {
     ),
     "MeterUnknown": Reason("A price is for an unknown meter.", "Use one of the listed meters."),
     "NameInUse": Reason(
-        "An open tenant of another uid has this name.", "Close it or choose another name."
+        "An open tenant of another uid has this name.",
+        "Wait: it is closed once neither its Tenant nor its namespace is left.",
     ),
     "NamespaceConflict": Reason(
         "The tenant's namespace exists and is not its own; nothing in it was touched.",
         "Delete it, wait for the end of its retention, or choose another name.",
     ),
     "NamespaceCreated": Reason("The namespace exists and enforces Pod Security restricted."),
-    "NamespaceInUse": Reason("An open tenant has this namespace.", "Choose another name."),
+    "NamespaceInUse": Reason(
+        "An open tenant of another uid has this namespace.", "Wait, as with `NameInUse`."
+    ),
     "NamespaceMissing": Reason("The namespace is gone.", "It is made again."),
     "NamespaceNotReady": Reason("Waits for the namespace."),
     "NamespaceTerminating": Reason("The namespace is being deleted."),

@@ -38,7 +38,7 @@ class MemberRole(StrEnum):
 
 
 class DeletionProtection(StrEnum):
-    """Whether deleting the Tenant stops its bots."""
+    """Whether the Tenant may be deleted, and its bots with it."""
 
     ENABLED = "Enabled"
     DISABLED = "Disabled"
@@ -128,7 +128,8 @@ class Deletion(APIModel):
     """What happens when the Tenant is deleted."""
 
     protection: DeletionProtection = DeletionProtection.ENABLED
-    """Enabled: a deleted Tenant leaves namespace and bots alone. Default Enabled."""
+    """Enabled: the Tenant cannot be deleted; one that is being deleted stays, with its namespace
+    and bots, until this is Disabled. Default Enabled."""
     retention_days: Annotated[int, Field(ge=0, le=3650)] = 30
     """Days for which the stopped tenant's namespace and data are kept. Default 30."""
     legal_hold: Annotated[str, Field(min_length=1, max_length=200)] | None = None

@@ -49,13 +49,24 @@ def suspensions(
     return tuple(Suspension(r, found[r]) for r in ORDER_OF_REASONS if r in found)
 
 
-def takes_its_bots(spec: TenantSpec) -> bool:
-    """Return whether a Tenant that is being deleted takes its bots along.
+def deletion_held(spec: TenantSpec) -> Finding | None:
+    """Return why a Tenant that was deleted stays, with all that it has; None for one that may go.
 
-    One that is protected goes alone, if admission was not there to refuse it; one on hold waits.
+    Admission lets nobody delete it: it was not there, or this was declared while the Tenant went.
     """
-    deletion = spec.deletion
-    return deletion.protection is DeletionProtection.DISABLED and deletion.legal_hold is None
+    if spec.deletion.legal_hold is not None:
+        return Finding(
+            "DeletionBlocked",
+            f"Deletion waits: spec.deletion.legalHold is {spec.deletion.legal_hold}; remove it to "
+            "let the tenant go",
+        )
+    if spec.deletion.protection is DeletionProtection.ENABLED:
+        return Finding(
+            "DeletionBlocked",
+            "Deletion waits: spec.deletion.protection is Enabled; set it to Disabled to let the "
+            "tenant go with its bots",
+        )
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

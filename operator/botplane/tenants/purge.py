@@ -1,4 +1,4 @@
-"""The end of retention: namespaces of deleted tenants go when their time has come. The shell."""
+"""What is left of tenants that are gone: namespaces after retention, open accounts. The shell."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import structlog
 
 from botplane.api import labels as lb
 from botplane.kube.errors import ConflictError, NotFoundError
+from botplane.kube.observe import Key
 from botplane.kube.resources import Manifest, Ref
 from botplane.runtime.cluster import Cluster
+from botplane.tenants.reconcile import Accounts
 
 log = structlog.get_logger()
 
@@ -60,3 +62,36 @@ async def purge(cluster: Cluster, now: datetime) -> list[str]:
         log.info("Purged namespace", namespace=name)
         purged.append(name)
     return purged
+
+
+async def close_abandoned(cluster: Cluster, accounts: Accounts) -> list[Key]:
+    """Close the accounts of tenants of which neither Tenant nor namespace is left.
+
+    Somebody took the finalizer off, or deleted a namespace that was left behind: no pass comes any
+    more that would close the account, and it would be charged and hold its name for ever.
+
+    Returns:
+        The keys of the tenants whose names are free now: another may wait for one.
+    """
+    freed = []
+    there = frozenset(cluster.objects.uid(key) for key in cluster.objects.keys("Tenant"))
+    for uid, name in (await accounts.open()).items():
+        if str(uid) in there:
+            continue
+        key = Key("Tenant", "", name)
+        space = Ref("Namespace", "", lb.tenant_namespace(name))
+        if await _is(cluster, key.ref, str(uid)) or await _is(cluster, space, str(uid)):
+            continue
+        await accounts.close(uid)
+        log.info("Closed account", tenant=name, uid=str(uid))
+        freed.append(key)
+    return freed
+
+
+async def _is(cluster: Cluster, ref: Ref, tenant_uid: str) -> bool:
+    """Return whether an object exists and is this tenant, or its namespace."""
+    try:
+        meta = (await cluster.client.get(ref, metadata_only=True))["metadata"]
+    except NotFoundError:
+        return False
+    return tenant_uid in {meta["uid"], meta.get("labels", {}).get(lb.TENANT_UID)}

@@ -60,6 +60,9 @@ WHERE tenant_id = %(tenant_id)s AND ends_at IS NULL
 -- A phase that never began is not billed.
 DELETE FROM subscription_phase WHERE tenant_id = %(tenant_id)s AND starts_at >= %(now)s
 
+-- open_tenants --
+SELECT tenant_id, name FROM tenant WHERE closed_at IS NULL
+
 -- close_tenant --
 -- Changes no row when the tenant is closed or was never registered.
 UPDATE tenant SET closed_at = %(now)s WHERE tenant_id = %(tenant_id)s AND closed_at IS NULL

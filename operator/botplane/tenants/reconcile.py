@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -13,7 +13,7 @@ from uuid import UUID
 from botplane.api import labels as lb
 from botplane.api.conditions import ConditionStatus, Finding, Verdict
 from botplane.api.plan import PlanSpec
-from botplane.api.tenant import DeletionProtection, TenantSpec
+from botplane.api.tenant import TenantSpec
 from botplane.clock import utc_now
 from botplane.errors import Rejected, Retryable
 from botplane.kube.apply import Boundary
@@ -52,6 +52,8 @@ class Accounts:
     close: Callable[[UUID], Awaitable[None]]
     state: Callable[[str], AccountState | None]
     """What Postgres says of a Tenant's account, by its uid; None before its first answer."""
+    open: Callable[[], Awaitable[Mapping[UUID, str]]]
+    """The names of all tenants whose accounts are open."""
 
 
 @dataclass(frozen=True)
@@ -302,13 +304,14 @@ class TenantReconciler:
         if live is None:
             return Done()
         spec = TenantSpec.model_validate(live["spec"])
-        if spec.deletion.legal_hold is not None:
-            # Admission lets nobody delete a tenant on hold: it was set while the tenant went.
-            return Done(after_seconds=LOOK_AGAIN_SECONDS)
+        held = policy.deletion_held(spec)
+        if held is not None:
+            changed = await self._cluster.status.write(live, *blocked_status(live, held))
+            return Done(changed=changed, after_seconds=LOOK_AGAIN_SECONDS)
         space = Ref("Namespace", "", lb.tenant_namespace(name))
         found = await self._found(space)
         ours = found is not None and found.tenant_uid == uid
-        if spec.deletion.protection is DeletionProtection.DISABLED and ours:
+        if ours:
             # What the watches have not told of yet would stay behind.
             if self._cluster.children.get(space) is None:
                 return Done(after_seconds=1)

@@ -36,7 +36,7 @@ def register_tenant(conn: Connection[Any], account: TenantAccount, now: datetime
             currency is not the plan's, or currency, time zone or anchor day would change.
         Retryable: The plan is not published yet, or Postgres is away.
     """
-    advice = "belongs to another tenant that is still open. Close that one, or choose another."
+    advice = "belongs to another tenant that is still open; it is closed once all of it is gone"
     verdicts = {
         "tenant_open_name": Rejected("NameInUse", f"Name {account.name} {advice}"),
         "tenant_open_namespace": Rejected(
@@ -67,6 +67,11 @@ def close_tenant(conn: Connection[Any], tenant_id: UUID, now: datetime) -> None:
         if conn.execute(SQL["close_tenant"], row).rowcount:
             conn.execute(SQL["drop_phase"], row)
             conn.execute(SQL["end_phase"], row)
+
+
+def open_tenants(conn: Connection[Any]) -> dict[UUID, str]:
+    """Return the names of all tenants that are not closed, by the uid of their Tenant."""
+    return dict(conn.execute(SQL["open_tenants"]).fetchall())
 
 
 def _check_plan(conn: Connection[Any], account: TenantAccount) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from botplane.tenants.policy import (
     deletion_blocked,
+    deletion_held,
     entitlements,
     plan_findings,
     plan_not_found,
     spec_findings,
-    takes_its_bots,
 )
 from tests.support.declared import a_plan, a_tenant
 
@@ -118,18 +118,20 @@ def test_a_missing_plan_is_told_with_those_that_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("deletion", "takes"),
+    ("deletion", "named"),
     [
-        ({}, False),
-        ({"protection": "Disabled"}, True),
-        ({"protection": "Disabled", "legalHold": "case 47/2026"}, False),
+        ({}, "spec.deletion.protection is Enabled; set it to Disabled"),
+        ({"protection": "Disabled"}, None),
+        ({"protection": "Disabled", "legalHold": "case 47"}, "spec.deletion.legalHold is case 47;"),
     ],
     ids=["protected", "open", "on hold"],
 )
-def test_only_a_tenant_that_may_go_takes_its_bots_along(
-    deletion: dict[str, Any], *, takes: bool
+def test_a_tenant_that_may_not_go_is_held_and_told_why(
+    deletion: dict[str, Any], named: str | None
 ) -> None:
-    assert takes_its_bots(a_tenant(deletion=deletion)) is takes
+    held = deletion_held(a_tenant(deletion=deletion))
+
+    assert (held is None) if named is None else (held is not None and named in held.message)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
+
+import pytest
 
 from botplane.api import labels as lb
 from botplane.kube.client import KubeClient
-from botplane.tenants.purge import purge
+from botplane.kube.observe import Key
+from botplane.tenants.accounts import AccountState
+from botplane.tenants.purge import close_abandoned, purge
+from botplane.tenants.reconcile import Accounts
 from tests.support.api_server import Address, APIServer, a_cluster
 
 Served = tuple[APIServer, KubeClient]
@@ -44,3 +50,49 @@ async def test_a_hold_that_comes_while_namespaces_are_purged_keeps_its_own(serve
 
     assert await purge(a_cluster(client), NOON) == []
     assert PLACE in api.objects
+
+
+ACME = UUID(int=1)
+
+
+def tenant(uid: UUID) -> dict[str, Any]:
+    meta = {"name": "acme", "uid": str(uid)}
+    return {"apiVersion": "botplane.io/v1alpha1", "kind": "Tenant", "metadata": meta, "spec": {}}
+
+
+@pytest.mark.parametrize(
+    ("left", "is_closed"),
+    [
+        ({}, True),
+        ({"tenants": tenant(ACME)}, False),
+        ({"tenants": tenant(UUID(int=2))}, True),
+        ({"namespaces": {"labels": {lb.TENANT_UID: str(ACME)}}}, False),
+        ({"namespaces": {"labels": {lb.TENANT_UID: str(UUID(int=2))}}}, True),
+        ({"namespaces": {}}, True),
+    ],
+    ids=["nothing", "itself", "another", "its namespace", "that of another", "one of nobody"],
+)
+async def test_an_account_is_closed_when_nothing_of_its_tenant_is_left(
+    served: Served, left: dict[str, Any], *, is_closed: bool
+) -> None:
+    api, client = served
+    for plural, body in left.items():
+        space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "tenant-acme"}}
+        space["metadata"] |= body
+        api.put(plural, body if plural == "tenants" else space)
+    closed: list[UUID] = []
+
+    async def close(uid: UUID) -> None:
+        closed.append(uid)
+
+    async def opened() -> dict[UUID, str]:
+        return {ACME: "acme"}
+
+    async def register(_account: object) -> None:
+        raise AssertionError
+
+    accounts = Accounts(register, close, lambda _uid: AccountState(), opened)
+    freed = await close_abandoned(a_cluster(client), accounts)
+
+    assert closed == ([ACME] if is_closed else [])
+    assert freed == ([Key("Tenant", "", "acme")] if is_closed else [])

@@ -40,7 +40,7 @@ class World:
         self.cluster = a_cluster(client)
         self.reconcile = TenantReconciler(
             self.cluster,
-            Accounts(self._register, self._close, lambda _uid: AccountState()),
+            Accounts(self._register, self._close, lambda _uid: AccountState(), self._open),
             Site("botplane-system", "botplane-operator"),
             Capacity(lambda _uid: False, strict=False),
             Network(lambda: NOT_PROBED, strict=False),
@@ -66,6 +66,9 @@ class World:
 
     async def _close(self, _tenant_id: UUID) -> None:
         self.told.append("close")
+
+    async def _open(self) -> dict[UUID, str]:
+        return {}
 
 
 def _object(kind: str, meta: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
@@ -131,6 +134,27 @@ async def test_a_hold_that_no_watch_has_told_of_keeps_the_namespace(served: Serv
     await world.reconcile(ACME)
 
     assert SPACE in world.api.objects
+
+
+async def test_a_tenant_that_is_protected_again_while_it_goes_stays_with_all_it_has(
+    served: Served,
+) -> None:
+    # Somebody applies a manifest again that leaves the protection to its default.
+    world = World(served)
+    world.cluster.objects.observe(world.declare(DISABLED))
+    await world.reconcile(ACME)
+    uid = world.api.objects[PLACE]["metadata"]["uid"]
+    world.cluster.objects.observe(world.declare({}, uid=uid, **GOING))
+
+    await world.reconcile(ACME)
+
+    tenant = world.api.objects[PLACE]
+    assert lb.TENANT_FINALIZER in tenant["metadata"]["finalizers"]
+    ready = next(c for c in tenant["status"]["conditions"] if c["type"] == "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "DeletionBlocked")
+    assert "spec.deletion.protection" in ready["message"]
+    assert SPACE in world.api.objects
+    assert "close" not in world.told
 
 
 async def test_what_a_failed_pass_tells_postgres_comes_before_what_the_next_one_tells(
