@@ -76,11 +76,48 @@ def test_the_autoscaler_owns_the_replicas(world: World) -> None:
     world.patch("Deployment", namespace, "bot", {"spec": {"replicas": 3}})
     world.patch(*bot_key(tenant), {"spec": {"runtimeConfig": {"touched": True}}})
 
-    def touched() -> bool:
-        config = world.read("ConfigMap", namespace, "bot")
-        return config is not None and "touched" in config["data"]["config.json"]
+    world.eventually(lambda: "touched" in _configuration(world, namespace), "the pass has been")
+    assert _wanted(world, namespace) == 3
 
-    world.eventually(touched, "the pass has been")
+
+def test_no_replica_stops_when_an_autoscaler_takes_over(world: World) -> None:
+    tenant = world.tenant()
+    namespace = f"tenant-{tenant}"
+    world.bot(tenant, replicas=3)
+    pods = {pod["metadata"]["uid"] for pod in world.list("Pod", namespace)}
+    scaling = {"minReplicas": 2, "maxReplicas": 4, "targetCPUPercent": 70}
+
+    world.patch(*bot_key(tenant), {"spec": {"replicas": None, "autoscaling": scaling}})
+
+    scaler = ("HorizontalPodAutoscaler", namespace, "bot")
+    world.eventually(lambda: world.read(*scaler), "it is there")
+    world.wait_for(bot_key(tenant), "Ready", "True")
+    assert {pod["metadata"]["uid"] for pod in world.list("Pod", namespace)} == pods
+
+    # What it decides is its own, also for a pass that has something else to write.
+    world.installed.kubectl("scale", "deployment", "bot", "-n", namespace, "--replicas=4")
+    world.patch(*bot_key(tenant), {"spec": {"runtimeConfig": {"touched": True}}})
+    world.eventually(lambda: "touched" in _configuration(world, namespace), "the pass has been")
+    assert _wanted(world, namespace) == 4
+
+    world.patch(*bot_key(tenant), {"spec": {"suspend": True}})
+    world.eventually(lambda: _wanted(world, namespace) == 0, "it is stopped")
+    world.patch(*bot_key(tenant), {"spec": {"suspend": False}})
+    world.eventually(lambda: _wanted(world, namespace) != 0, "it is started")
+    assert _wanted(world, namespace) == 2
+
+
+def test_a_bot_without_replicas_is_ready_for_who_waits_for_it(world: World) -> None:
+    tenant = world.tenant()
+    world.bot(tenant)
+
+    world.installed.kubectl("scale", "bot", "bot", "-n", f"tenant-{tenant}", "--replicas=0")
+
+    world.wait_for(bot_key(tenant), "Ready", "ScaledToZero")
+    world.installed.kubectl("wait", "--for=condition=Ready", "bot/bot", "-n", f"tenant-{tenant}")
+
+
+def _wanted(world: World, namespace: str) -> int:
     deployment = world.read("Deployment", namespace, "bot")
     assert deployment is not None
     assert deployment["spec"]["replicas"] == 3

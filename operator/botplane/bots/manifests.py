@@ -42,6 +42,9 @@ class Context:
     usage_url: str
     master_key: bytes
     facilities: Facilities
+    held_replicas: int | None = 0
+    """What the bot's Deployment was last told by us; 0 before there is one, None once an autoscaler
+    has told it something else."""
 
 
 def desired(context: Context, templates: Templates) -> list[Manifest]:
@@ -235,9 +238,14 @@ def _deployment(context: Context, common: dict[str, Any], content: str) -> dict[
 def _replicas(context: Context) -> int | None:
     if context.suspended:
         return 0
-    if context.spec.autoscaling is not None:
-        # The autoscaler owns the field; sending it would fight for it.
-        return None
+    scaling = context.spec.autoscaling
+    if scaling is not None:
+        # Once the autoscaler owns the field, sending it would fight for it. Until then, not sending
+        # it would let the API server put 1 there, and stop the others.
+        held = context.held_replicas
+        return (
+            None if held is None else sorted((scaling.min_replicas, held, scaling.max_replicas))[1]
+        )
     return 1 if context.spec.replicas is None else context.spec.replicas
 
 

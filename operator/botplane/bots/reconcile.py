@@ -219,6 +219,11 @@ class BotReconciler:
             host_of(port, name, owner, domain) for port in public_ports(spec)
         )
         progress.backup_schedule = "" if spec.backup is None else spec.backup.schedule
+    def _held_replicas(self, body: Manifest) -> int | None:
+        meta = body["metadata"]
+        child = self._cluster.children.get(Ref("Deployment", meta["namespace"], meta["name"]))
+        return 0 if child is None else child.status.get("heldReplicas")
+
         cron = self._cluster.children.get(Ref("CronJob", namespace, backup_name(name)))
         fields = {
             "replicas": progress.workload.get("replicas", 0),
@@ -253,3 +258,4 @@ class BotReconciler:
             master_key=self._around.master_key,
             facilities=self._around.facilities,
         )
+            held_replicas=self._held_replicas(body),

@@ -44,6 +44,16 @@ def foreign_fields(observed: Manifest) -> list[Path]:
     return [p for i, p in enumerate(found) if not any(p[: len(q)] == q for q in found[:i])]
 
 
+def our_fields(observed: Manifest, part: str) -> set[str]:
+    """Return the names of the fields in a part of an object, such as `f:spec`, that are ours."""
+    return {
+        step.removeprefix("f:")
+        for entry in observed["metadata"].get("managedFields", ())
+        if entry["manager"] == FIELD_MANAGER and not entry.get("subresource")
+        for step in entry.get("fieldsV1", {}).get(part, ())
+    }
+
+
 def removals(observed: Manifest, fields: list[Path]) -> list[dict[str, Any]]:
     """Return the JSON Patch that removes these fields; later list items go first.
 

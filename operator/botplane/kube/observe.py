@@ -16,7 +16,7 @@ from typing import Any, Self
 from botplane.api.labels import TENANT, TENANT_UID, tenant_namespace
 from botplane.kube.deletions import Deletions
 from botplane.kube.drift import canonical, digest_of, form, holds, seal_of
-from botplane.kube.foreign import is_said, removals
+from botplane.kube.foreign import is_said, our_fields, removals
 from botplane.kube.packing import pack, unpack
 from botplane.kube.resources import Manifest, Ref, ref_of
 
@@ -258,6 +258,8 @@ def _status(observed: Manifest) -> dict[str, Any]:
             if (condition["type"], condition["status"]) in WORKLOAD_TROUBLE
         ]
         counts = {k: status[k] for k in WORKLOAD_COUNTS if k in status}
+        if "replicas" in our_fields(observed, "f:spec"):
+            counts["heldReplicas"] = observed["spec"]["replicas"]
         return counts | ({"conditions": trouble} if trouble else {})
     if observed["kind"] == "CronJob":
         return {k: v for k, v in status.items() if k == "lastSuccessfulTime"}
