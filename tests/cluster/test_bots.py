@@ -120,7 +120,13 @@ def test_a_bot_without_replicas_is_ready_for_who_waits_for_it(world: World) -> N
 def _wanted(world: World, namespace: str) -> int:
     deployment = world.read("Deployment", namespace, "bot")
     assert deployment is not None
-    assert deployment["spec"]["replicas"] == 3
+    return int(deployment["spec"]["replicas"])
+
+
+def _configuration(world: World, namespace: str) -> str:
+    config = world.read("ConfigMap", namespace, "bot")
+    assert config is not None
+    return str(config["data"]["config.json"])
 
 
 def test_an_autoscaler_that_is_no_longer_wanted_goes(world: World) -> None:
@@ -255,6 +261,7 @@ def test_a_foreign_object_of_the_same_name_is_not_taken(world: World) -> None:
     config = world.read("ConfigMap", namespace, "bot")
     assert config is not None
     assert config["data"] == {"mine": "yes"}
+    assert world.list("Pod", namespace) == []
 
 
 def test_a_deleted_bot_takes_its_objects_along_once_its_time_is_metered(world: World) -> None:

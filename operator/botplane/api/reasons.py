@@ -18,7 +18,9 @@ class Reason(NamedTuple):
     """What to do; empty when there is nothing to do."""
 
 
-READY_REASONS: Final = frozenset({"Provisioned", "Running", "Published", "Suspended"})
+READY_REASONS: Final = frozenset(
+    {"Provisioned", "Running", "Published", "ScaledToZero", "Suspended"}
+)
 """Reasons of Ready=True: their events are of type Normal."""
 
 DETAILS: Final = frozenset(
@@ -29,7 +31,7 @@ DETAILS: Final = frozenset(
         "NotSuspended",
         "PaymentOverdue", "PodsReady", "PoliciesEnforced", "QuotaApplied", "QuotaOverPlan",
         "Scheduled", "SpendLimit",
-        "UsageLimit", "User", "WithinLimits", "WithinPlan",
+        "TenantSuspended", "UsageLimit", "User", "WithinLimits", "WithinPlan",
     }
 )  # fmt: skip
 """Reasons of detailed conditions only: Ready never has them, so no event does."""
@@ -190,6 +192,7 @@ REASONS: Final[dict[str, Reason]] = {
     "ReplicaLimitReached": Reason("More replicas than the plan allows.", "Lower them."),
     "RequestAboveLimit": Reason("A request is above its limit.", "Lower it or raise the limit."),
     "Running": Reason("The bot runs as declared."),
+    "ScaledToZero": Reason("The bot declares no replicas.", "Scale it to run it."),
     "Scheduled": Reason("Backups are made by schedule."),
     "SecretNotFound": Reason(
         "A Secret that the bot names does not exist.", "Create it in the bot's namespace."
@@ -210,6 +213,9 @@ REASONS: Final[dict[str, Reason]] = {
         "The namespace is not that of a tenant.", "Create the bot in a tenant's namespace."
     ),
     "TenantNotReady": Reason("The tenant is not set up yet.", "`kubectl get tenant` says why."),
+    "TenantSuspended": Reason(
+        "The bot's tenant is suspended.", "`kubectl get tenant` says why; the bot resumes with it."
+    ),
     "TimeZoneUnknown": Reason("Postgres does not know the time zone.", "Use an IANA name."),
     "UnknownTimeZone": Reason("The time zone is not known.", "Use an IANA name."),
     "UsageLimit": Reason(

@@ -31,6 +31,8 @@ KINDS = frozenset(
     }
 )  # fmt: skip
 RUNNING_KINDS = frozenset({"Deployment", "HorizontalPodAutoscaler", "CronJob"})
+MOUNTED_KINDS = frozenset({"ServiceAccount", "ConfigMap", "Secret", "PersistentVolumeClaim"})
+"""What pods start with: written before what starts them."""
 UNWATCHED_SECONDS = 3.0
 """How often to look at what is not watched: the tenant's Secrets, and what is in our way."""
 MOST_WAIT_SECONDS = 3600.0
@@ -107,11 +109,14 @@ class BotReconciler:
         if tenant is None:
             text = f"Namespace {namespace} is not the namespace of a Tenant; create the bot in one"
             return Progress(findings=[Finding("TenantNotFound", text)], suspended=suspended)
+        cause = "User" if suspended else "TenantSuspended"
         if tenant.suspended:
-            suspended = f"tenant {tenant.name} is suspended: {tenant.suspended}"
+            text = f"tenant {tenant.name} is suspended: {tenant.suspended}"
+            suspended = "; ".join(filter(None, (suspended, text)))
         if tenant.rights is None or not tenant.isolated:
             text = f"Tenant {tenant.name} is not set up yet; kubectl get tenant {tenant.name}"
-            return Progress(waiting=Finding("TenantNotReady", text), suspended=suspended)
+            waiting = Finding("TenantNotReady", text)
+            return Progress(waiting=waiting, suspended=suspended, suspended_by=cause)
         facts = policy.Facts(
             spec=spec,
             rights=tenant.rights,
@@ -120,9 +125,16 @@ class BotReconciler:
         )
         found = policy.findings(facts)
         deadline = self._deadline(body, found, tenant.rights)
-        if deadline is not None and deadline <= self._around.clock():
-            suspended = suspended or f"beyond the plan since before {deadline:%Y-%m-%d %H:%M} UTC"
-        return Progress(findings=found, suspended=suspended, deadline=deadline)
+        if deadline is not None and deadline <= self._around.clock() and not suspended:
+            suspended = f"beyond the plan since before {deadline:%Y-%m-%d %H:%M} UTC"
+            cause = next(f.reason for f in found if f.reason in PLAN_REASONS)
+        return Progress(
+            findings=found,
+            suspended=suspended,
+            suspended_by=cause,
+            deadline=deadline,
+            rests=spec.autoscaling is None and spec.replicas == 0,
+        )
 
     def _deadline(
         self, body: Manifest, found: Sequence[Finding], rights: policy.Rights
@@ -191,10 +203,14 @@ class BotReconciler:
 
     async def _apply(self, key: Key, wanted: Sequence[Manifest], progress: Progress) -> None:
         boundary = Boundary(KINDS, key[1])
-        applied = await self._cluster.applier.apply(wanted, boundary)
-        progress.failed |= applied.failed
-        pruned = await self._cluster.applier.prune(key, wanted, boundary)
-        progress.changed |= bool(applied.changed) or bool(pruned)
+        for mounted in (True, False):
+            part = [m for m in wanted if (m["kind"] in MOUNTED_KINDS) is mounted]
+            if not mounted and not progress.suspended and progress.lacks_mounts(key[2]):
+                part = [m for m in part if m["kind"] not in RUNNING_KINDS]
+            applied = await self._cluster.applier.apply(part, boundary)
+            progress.failed |= applied.failed
+            progress.changed |= bool(applied.changed)
+        progress.changed |= bool(await self._cluster.applier.prune(key, wanted, boundary))
 
     async def _stop(self, key: Key, progress: Progress) -> None:
         """Stop a suspended bot whose present spec cannot be applied: it must not run on."""
@@ -202,6 +218,11 @@ class BotReconciler:
         for ref in sorted(running):
             await self._cluster.applier.delete(ref)
         progress.changed |= bool(running)
+
+    def _held_replicas(self, body: Manifest) -> int | None:
+        meta = body["metadata"]
+        child = self._cluster.children.get(Ref("Deployment", meta["namespace"], meta["name"]))
+        return 0 if child is None else child.status.get("heldReplicas")
 
     def _workload(self, key: Key) -> dict[str, Any]:
         child = self._cluster.children.get(Ref("Deployment", key[1], key[2]))
@@ -219,11 +240,6 @@ class BotReconciler:
             host_of(port, name, owner, domain) for port in public_ports(spec)
         )
         progress.backup_schedule = "" if spec.backup is None else spec.backup.schedule
-    def _held_replicas(self, body: Manifest) -> int | None:
-        meta = body["metadata"]
-        child = self._cluster.children.get(Ref("Deployment", meta["namespace"], meta["name"]))
-        return 0 if child is None else child.status.get("heldReplicas")
-
         cron = self._cluster.children.get(Ref("CronJob", namespace, backup_name(name)))
         fields = {
             "replicas": progress.workload.get("replicas", 0),
@@ -257,5 +273,5 @@ class BotReconciler:
             usage_url=self._around.usage_url,
             master_key=self._around.master_key,
             facilities=self._around.facilities,
-        )
             held_replicas=self._held_replicas(body),
+        )

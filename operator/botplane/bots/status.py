@@ -18,6 +18,10 @@ PLAN_REASONS = frozenset(
     }
 )  # fmt: skip
 CONFIGURATION = frozenset({"ConfigMap", "Secret"})
+START_WITH = CONFIGURATION | {"ServiceAccount"}
+VOLUME = frozenset({"PersistentVolumeClaim"})
+EXPOSURE = frozenset({"Service", "Ingress", "NetworkPolicy"})
+BACKUP = frozenset({"CronJob"})
 
 
 @dataclass
@@ -39,12 +43,27 @@ class Progress:
     """Until when a bot that is beyond its plan goes on running."""
     suspended: str = ""
     """Why the bot is suspended, or nothing."""
+    suspended_by: str = "User"
+    """Reason of that."""
+    rests: bool = False
+    """The bot declares that no replica runs."""
     changed: bool = False
 
     @property
     def retry(self) -> Retryable | None:
         """What makes another pass worthwhile."""
         return next((e for e in self.failed.values() if isinstance(e, Retryable)), None)
+
+    def lacks_mounts(self, bot: str) -> bool:
+        """Return whether pods would start with what is not the bot's, or is not there.
+
+        A volume that exists and cannot grow is no reason not to start.
+        """
+        return any(
+            ref.name == bot
+            and (ref.kind in START_WITH or (ref.kind in VOLUME and error.reason == "Conflict"))
+            for ref, error in self.failed.items()
+        )
 
     @property
     def is_blocked_unseen(self) -> bool:
@@ -80,7 +99,8 @@ def _ready(progress: Progress, workload: Verdict) -> list[Verdict]:
         return summarize(Outcome.READY, "Suspended", f"Suspended: {progress.suspended}")
     if workload.status != "True":
         return summarize(Outcome.IN_PROGRESS, workload.reason, workload.message)
-    return summarize(Outcome.READY, "Running", workload.message)
+    reason = "Running" if workload.reason == "PodsReady" else workload.reason
+    return summarize(Outcome.READY, reason, workload.message)
 
 
 def _with_deadline(finding: Finding, progress: Progress) -> Finding:
@@ -106,11 +126,18 @@ def _configuration(progress: Progress) -> Verdict:
             return Verdict.fails("ConfigurationReady", finding)
     if progress.waiting is not None:
         return Verdict.waits("ConfigurationReady", *progress.waiting)
-    for ref, error in progress.failed.items():
-        if ref.kind in CONFIGURATION:
-            return Verdict.fails("ConfigurationReady", Finding(error.reason, error.message))
+    if failed := _failed(progress, CONFIGURATION):
+        return Verdict.fails("ConfigurationReady", failed)
     text = "Configuration and secrets are in place"
     return Verdict.holds("ConfigurationReady", "ConfigurationReady", text)
+
+
+def _failed(progress: Progress, kinds: frozenset[str]) -> Finding | None:
+    """Return why an object of these kinds is not as it should be, if one is not."""
+    for ref, error in progress.failed.items():
+        if ref.kind in kinds:
+            return Finding(error.reason, error.message)
+    return None
 
 
 def _workload(progress: Progress) -> Verdict:
@@ -119,6 +146,8 @@ def _workload(progress: Progress) -> Verdict:
     if progress.suspended:
         return Verdict.waits("WorkloadAvailable", "Suspended", "Scaled to zero")
     status = progress.workload
+    if progress.rests and not status.get("replicas"):
+        return Verdict.holds("WorkloadAvailable", "ScaledToZero", "spec.replicas is 0")
     wanted, ready = status.get("replicas", 0), status.get("readyReplicas", 0)
     updated = status.get("updatedReplicas", 0)
     failure = _condition(status, "ReplicaFailure")
@@ -150,6 +179,8 @@ def _exposed(progress: Progress) -> Verdict:
         return Verdict.fails("Exposed", Finding("NotRequested", "No port is Public"))
     if progress.findings or progress.waiting is not None:
         return Verdict.waits("Exposed", "NotApplied", "Waits for the other conditions")
+    if failed := _failed(progress, EXPOSURE):
+        return Verdict.fails("Exposed", failed)
     return Verdict.holds("Exposed", "Exposed", f"Reached at {', '.join(progress.public_hosts)}")
 
 
@@ -161,11 +192,13 @@ def _backup_scheduled(progress: Progress) -> Verdict:
         return Verdict.waits(type_, "NotApplied", "Waits for the other conditions")
     if progress.suspended:
         return Verdict.fails(type_, Finding("Suspended", "No backups while the bot is suspended"))
+    if failed := _failed(progress, BACKUP):
+        return Verdict.fails(type_, failed)
     return Verdict.holds(type_, "Scheduled", f"At {progress.backup_schedule} (UTC)")
 
 
 def _suspended(progress: Progress) -> Verdict:
     if progress.suspended:
-        return Verdict.holds("Suspended", "User", progress.suspended)
+        return Verdict.holds("Suspended", progress.suspended_by, progress.suspended)
     finding = Finding("NotSuspended", "Nothing asks for a suspension")
     return Verdict.fails("Suspended", finding)

@@ -243,6 +243,64 @@ async def test_a_bot_that_was_deleted_is_not_given_back_what_went_with_it(served
     assert world.api.objects == {}
 
 
+@pytest.mark.parametrize("plural", ["configmaps", "secrets", "serviceaccounts"])
+async def test_no_pod_starts_with_what_is_another_s(served: Served, plural: str) -> None:
+    world = World(served)
+    kind = {"configmaps": "ConfigMap", "secrets": "Secret", "serviceaccounts": "ServiceAccount"}
+    meta = {"name": "arb-1", "namespace": "tenant-acme"}
+    world.api.put(plural, {"apiVersion": "v1", "kind": kind[plural], "metadata": meta})
+    world.declare(replicas=3)
+
+    await world.settle()
+
+    assert world.condition["Ready"] == ("False", "Conflict")
+    assert world.replicas is None
+    del world.api.objects[plural, "tenant-acme", "arb-1"]
+    await world.settle()
+    assert world.replicas == 3
+
+
+async def test_a_bot_whose_configuration_is_taken_goes_on_as_it_is_and_can_be_suspended(
+    served: Served,
+) -> None:
+    world = World(served)
+    world.declare()
+    await world.settle()
+    ref = Ref("ConfigMap", "tenant-acme", "arb-1")
+    meta = {"name": ref.name, "namespace": ref.namespace}
+    world.cluster.children.forget(ref)
+    del world.api.objects["configmaps", "tenant-acme", "arb-1"]
+    world.api.put("configmaps", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta})
+
+    world.declare(replicas=3)
+    await world.settle()
+    assert world.replicas == 1
+
+    world.declare(replicas=3, suspend=True)
+    await world.settle()
+    assert world.replicas == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "tenants", "reason"),
+    [
+        (True, "", "User"),
+        (False, "an invoice is overdue; pay it", "TenantSuspended"),
+        (True, "an invoice is overdue; pay it", "User"),
+    ],
+)
+async def test_a_suspended_bot_says_whose_doing_it_is(
+    served: Served, tenants: str, reason: str, *, own: bool
+) -> None:
+    world = World(served)
+    world.tenant = replace(ACME, suspended=tenants)
+    world.declare(suspend=own)
+
+    await world.settle()
+
+    assert world.condition["Suspended"] == ("True", reason)
+
+
 async def test_what_is_deleted_of_a_bot_comes_back(served: Served) -> None:
     world = World(served)
     world.declare()

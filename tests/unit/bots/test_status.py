@@ -61,6 +61,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "beyond the plan, and runs still": (
         {"findings": [TOO_MANY], "workload": RUNNING}, "Failed", "BotLimitReached",
     ),
+    "no replica is wanted": ({"rests": True}, "Current", "ScaledToZero"),
+    "the last replicas stop": (
+        {"rests": True, "workload": {"replicas": 1, "readyReplicas": 0}},
+        "InProgress", "PodsStarting",
+    ),
     "secret is missing": ({"findings": [NO_SECRET]}, "Failed", "SecretNotFound"),
     "write is refused": (
         {"failed": {ref("Service"): Rejected("InvalidObject", "no")}, "workload": RUNNING},
@@ -133,6 +138,20 @@ def test_a_configuration_that_was_not_written_is_not_in_place(kind: str) -> None
     condition = conditions(progress)["ConfigurationReady"]
 
     assert (condition["status"], condition["reason"]) == ("False", "Conflict")
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_"),
+    [("Ingress", "Exposed"), ("NetworkPolicy", "Exposed"), ("CronJob", "BackupScheduled")],
+)
+def test_what_was_asked_for_and_refused_is_not_said_to_be_there(kind: str, type_: str) -> None:
+    wanted = Progress(public_hosts=("http.a.acme.example",), backup_schedule="0 3 * * *")
+    assert conditions(wanted)[type_]["status"] == "True"
+    wanted.failed = {ref(kind): Rejected("InvalidObject", "no")}
+
+    condition = conditions(wanted)[type_]
+
+    assert (condition["status"], condition["reason"]) == ("False", "InvalidObject")
 
 
 def test_a_failed_write_is_tried_again_only_if_that_may_help() -> None:

@@ -24,7 +24,7 @@ BY_DATA = {"NamespaceCreated", "QuotaApplied", "Isolated", "AccessGranted", "Acc
     "User", "Admin", "SpendLimit", "PaymentOverdue", "InternalError", "KindNotServed",
     "UsageLimit", "UsageLimitReached", "SpendLimitReached", "LimitNear", "NotMetered",
     "OverIncluded", "WithinLimits", "InvoiceUncollectible", "PaymentConfirmationNeeded",
-    "PaymentDeclined", "PaymentDue", "PaymentMethodNeeded",
+    "PaymentDeclined", "PaymentDue", "PaymentMethodNeeded", "Running", "TenantSuspended",
 }  # fmt: skip
 """Reasons that stand in a table of the code and not in a call."""
 
