@@ -8,6 +8,8 @@ from botplane.api import labels as lb
 from botplane.isolation.attacks import (
     Actor,
     Attack,
+    Call,
+    Holds,
     Json,
     Refused,
     Scene,
@@ -129,7 +131,34 @@ def _managed(scene: Scene) -> list[Attack]:
                 ),
             ),
         ),
+        Attack(
+            id="ISO-075",
+            actor="X",
+            title="a network policy of somebody else that stands in the namespace",
+            steps=(
+                Holds(
+                    call=Call(
+                        actor=Actor.ADMIN,
+                        method="GET",
+                        path=scene.path("networkpolicies", api=NETWORKING),
+                    ),
+                    judge=foreign_policies,
+                ),
+            ),
+        ),
     ]
+
+
+def foreign_policies(listed: Json) -> str:
+    """Return which NetworkPolicies are not botplane's: policies add up, so each can only open."""
+    names = [
+        item["metadata"]["name"]
+        for item in listed["items"]
+        if item["metadata"].get("labels", {}).get(lb.MANAGED_BY) != lb.MANAGED_BY_VALUE
+    ]
+    if not names:
+        return ""
+    return f"not made by botplane, and can only open what is closed: {', '.join(sorted(names))}"
 
 
 def _services(scene: Scene) -> list[Attack]:
