@@ -121,7 +121,10 @@ def image_is_allowed(facts: Facts) -> Finding | None:
     if image is None:
         return None
     allowed = (*facts.rights.image_registries, facts.rights.bot_repository)
-    if any(_repository(image) == a or image.startswith(f"{a}/") for a in allowed):
+    # No part of a name begins with a dot: `allowed/../other` is no image of `allowed`.
+    if "/." not in image and any(
+        _repository(image) == a or image.startswith(f"{a}/") for a in allowed
+    ):
         return None
     return Finding(
         "ImageNotAllowed",

@@ -133,6 +133,7 @@ def _plan(scene: Scene) -> list[Attack]:
         a_bot(scene, resources={"requests": {"cpu": 500}}),
         a_bot(scene, storage={"size": "500Ti"}),
         a_bot(scene, image="evil.example/bot:1"),
+        a_bot(scene, image="sniperforge/bot/../evil:1"),
     )
     steps: list[Step] = [Refused(calls=calls, reason=beyond), Works(call=a_bot(scene, replicas=1))]
     if scene.bot:

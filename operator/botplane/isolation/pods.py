@@ -226,6 +226,8 @@ SHAPES: list[tuple[str, str, str, list[dict[str, Any]]]] = [
                 "docker.io/library/nginx",
                 "registry.example.evil.com/sniperforge/bot:1",
                 "registry.example/sniperforge.evil/bot:1",
+                "registry.example/sniperforge/../evil/bot:1",
+                "sniperforge/bot/../evil:1",
                 "evil.example/registry.example/sniperforge/bot:1",
             )
         ],

@@ -131,6 +131,7 @@ def test_a_bot_may_run_or_is_told_why_not(case: str) -> None:
         ("registry.example/sniperforge:1", True),
         ("sniperforge/bot:2.4.1", True),
         ("registry.example/sniperforge-evil/grid:1", False),
+        ("registry.example/sniperforge/../evil/grid:1", False),
         ("registry.example/other/grid:1", False),
         ("registry.example.evil.com/sniperforge/grid:1", False),
         ("evil.example/registry.example/sniperforge/grid:1", False),
