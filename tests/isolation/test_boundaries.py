@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from botplane.isolation.attacks import Actor, Call, create, delete, patch
 from botplane.isolation.calls import Answer
 from botplane.isolation.cluster import DEFINITIONS
@@ -83,6 +85,25 @@ def test_a_bot_beyond_a_lowered_plan_may_be_edited_but_not_grow(stage: Stage) ->
     changed = as_member(stage, patch(Actor.TENANT, bot, {"spec": {"botType": "grid"}}))
 
     assert changed.status == 200, changed.message
+
+
+def test_a_refusal_names_what_was_asked_for_and_what_is_allowed(stage: Stage) -> None:
+    plan = a_name("plan")
+    stage.world.create(a_plan(plan))
+    members = [{"kind": "User", "name": MEMBER, "role": "Operator"}]
+    name = stage.world.tenant(planRef={"name": plan}, members=members)
+    asked: dict[tuple[str, str], dict[str, Any]] = {
+        ("image evil.example/bot:1 ", "sniperforge/bot"): {"image": "evil.example/bot:1"},
+        ("3 of cpu", "allows 2 "): {"resources": {"limits": {"cpu": "3"}}},
+        ("9Gi of memory", "allows 4Gi "): {"resources": {"requests": {"memory": "9Gi"}}},
+        ("size is 11Gi", "allows 10Gi "): {"storage": {"size": "11Gi"}},
+        ("4 replicas", "the 3 of the plan"): {"replicas": 4},
+    }
+
+    for texts, spec in asked.items():
+        refused = as_member(stage, declared(name, "bot", **spec))
+        assert refused.status == 403
+        assert all(text in refused.message for text in texts), refused.message
 
 
 def test_iso_034_a_plan_may_demand_digests(stage: Stage) -> None:

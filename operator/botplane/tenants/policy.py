@@ -173,8 +173,8 @@ def plan_findings(spec: TenantSpec, plan: PlanSpec, bots: int) -> list[Finding]:
         findings.append(
             Finding(
                 "BotLimitReached",
-                f"{bots} bots are declared and {limit} are allowed; the newest do not run. Delete "
-                "bots or change the plan",
+                f"{bots} bots are declared and {limit} are allowed; the newest do not run, or only "
+                "until their condition WithinPlan says. Delete bots or change the plan",
             )
         )
     return findings

@@ -26,6 +26,9 @@ DONE = {
     "AccessReady": "Members are bound to their roles",
     "BillingReady": "The billing account is open",
 }
+QUOTA_ABOVE_PLAN = (
+    "Limits are those of the plan, and so is the quota but for what is used beyond it"
+)
 QUOTA_NOT_COMPUTED = Finding(
     "QuotaNotComputed",
     "The quota is in place and Kubernetes has not computed its use yet; until then it refuses bots",
@@ -137,6 +140,8 @@ def _step(type_: str, progress: Progress) -> Verdict:
         return Verdict.waits(type_, "NamespaceNotReady", "Waits for the namespace")
     if type_ == "QuotaApplied" and not progress.quota_computed:
         return Verdict.fails(type_, QUOTA_NOT_COMPUTED)
+    if type_ == "QuotaApplied" and progress.quota_excess is not None:
+        return Verdict.holds(type_, done, QUOTA_ABOVE_PLAN)
     return Verdict.holds(type_, done, DONE[type_])
 
 
@@ -165,10 +170,10 @@ def _reasons(suspensions: Iterable[Suspension]) -> str:
 
 
 def _within_plan(progress: Progress) -> Verdict:
-    if progress.beyond_plan:
-        return Verdict.fails("WithinPlan", progress.beyond_plan[0])
-    if progress.quota_excess is not None:
-        return Verdict.fails("WithinPlan", progress.quota_excess)
+    beyond = [*progress.beyond_plan, *filter(None, [progress.quota_excess])]
+    if beyond:
+        text = ". ".join(finding.message for finding in beyond)
+        return Verdict.fails("WithinPlan", Finding(beyond[0].reason, text))
     if progress.blocked is not None:
         return Verdict.waits("WithinPlan", *progress.blocked)
     return Verdict.holds("WithinPlan", "WithinPlan", "Within the limits of the plan")

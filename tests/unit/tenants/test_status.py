@@ -136,6 +136,21 @@ def test_nobody_is_within_a_plan_that_does_not_exist() -> None:
     assert conditions(Progress(blocked=NO_PLAN))["WithinPlan"]["status"] == "Unknown"
 
 
+def test_all_that_is_beyond_the_plan_is_named_and_no_quota_is_said_to_be_the_plans() -> None:
+    found = conditions(
+        Progress(
+            beyond_plan=[Finding("BotLimitReached", "3 bots"), Finding("OverrideNotAllowed", "9")],
+            quota_excess=Finding("QuotaOverPlan", "cpu 5 of 2"),
+        )
+    )
+
+    within = found["WithinPlan"]
+    assert (within["status"], within["reason"]) == ("False", "BotLimitReached")
+    assert within["message"] == "3 bots. 9. cpu 5 of 2"
+    assert found["QuotaApplied"]["status"] == "True"
+    assert "beyond" in found["QuotaApplied"]["message"]
+
+
 def test_a_retry_is_asked_for_only_if_it_may_help() -> None:
     assert Progress(billing=LATER).retry is LATER
     assert Progress(failed={SPACE: LATER}).retry is LATER
