@@ -221,10 +221,14 @@ class Commitments:
         self._client = client
         self._objects = objects
         self._beyond: frozenset[str] = frozenset()
+        self._counted: dict[str, str] = {}
+        """The plan that each tenant was counted with, by its uid."""
 
-    def lacks_room_for(self, uid: str) -> bool:
-        """Return whether a tenant does not fit beside the older ones, as counted last."""
-        return uid in self._beyond
+    def has_room_for(self, uid: str, plan: str) -> bool | None:
+        """Return whether a tenant fits beside the older ones; None: not counted with this plan."""
+        if uid in self._beyond:
+            return False
+        return True if self._counted.get(uid) == plan else None
 
     async def refresh(self) -> frozenset[str]:
         """Count again; return the uids of the tenants for which the answer has changed."""
@@ -238,6 +242,7 @@ class Commitments:
             if there:
                 metrics.COMMITTED.labels(resource).set(float(promised / there))
         before, self._beyond = self._beyond, capacity.beyond(claims, nodes)
+        self._counted = {claim.uid: claim.plan for claim in claims}
         return before ^ self._beyond
 
     async def _claims(self) -> AsyncIterator[capacity.Claim]:
@@ -250,10 +255,11 @@ class Commitments:
             if number % BREATH == 0:
                 await asyncio.sleep(0)
             body = self._objects.get(key)
-            amount = plans.get(body["spec"]["planRef"]["name"]) if body else None
-            if body is not None and amount is not None:
-                meta = body["metadata"]
-                yield capacity.Claim(meta["creationTimestamp"], meta["uid"], amount)
+            if body is None:
+                continue
+            meta, plan = body["metadata"], body["spec"]["planRef"]["name"]
+            if (amount := plans.get(plan)) is not None:
+                yield capacity.Claim(meta["creationTimestamp"], meta["uid"], amount, plan)
 
 
 class NetworkProbe:

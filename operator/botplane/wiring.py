@@ -226,7 +226,7 @@ class Operator:
             self._cluster,
             self._postgres.accounts(),
             site,
-            Capacity(self._commitments.lacks_room_for, settings.overcommit == "Strict"),
+            Capacity(self._commitments.has_room_for, settings.overcommit == "Strict"),
             Network(self._network.verdict, settings.network_isolation == "Strict"),
         )
         around = Surroundings(

@@ -87,6 +87,10 @@ REASONS: Final[dict[str, Reason]] = {
         "The image is not from a registry of the plan.", "Push it there, or ask for the registry."
     ),
     "CapacityReserved": Reason("The nodes can hold what the plan promises."),
+    "CapacityNotCounted": Reason(
+        "A new tenant waits until what plans promise is counted (strict installations).",
+        "Nothing: it is counted every ten seconds.",
+    ),
     "InsufficientCapacity": Reason(
         "The nodes cannot hold what the plan promises beside the older tenants.",
         "Add nodes, or choose a smaller plan.",

@@ -36,6 +36,7 @@ class Claim(NamedTuple):
     created: str
     uid: str
     amount: Amount
+    plan: str
 
 
 def promised(plan: PlanSpec) -> Amount:
@@ -73,6 +74,12 @@ def beyond(claims: Iterable[Claim], capacity: Amount) -> frozenset[str]:
         else:
             left_out.add(claim.uid)
     return frozenset(left_out)
+
+
+NOT_COUNTED = Finding(
+    "CapacityNotCounted",
+    "Waits until it is counted what plans promise and what the nodes can hold, every 10 seconds",
+)
 
 
 def insufficient(plan_name: str) -> Finding:

@@ -25,7 +25,7 @@ from botplane.runtime.cluster import Cluster
 from botplane.runtime.controller import Done
 from botplane.tenants import manifests, policy
 from botplane.tenants.accounts import AccountState, TenantAccount, remembered
-from botplane.tenants.capacity import insufficient
+from botplane.tenants.capacity import NOT_COUNTED, insufficient
 from botplane.tenants.network import news
 from botplane.tenants.status import Progress, blocked_status, tenant_verdicts
 
@@ -42,6 +42,7 @@ KINDS = frozenset(
 )
 
 LOOK_AGAIN_SECONDS = 10.0
+COUNTED_SOON_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Accounts:
 class Capacity:
     """What is known of the room that the cluster has for tenants."""
 
-    lacks_room_for: Callable[[str], bool]
-    """Whether a Tenant, by its uid, does not fit beside the older ones."""
+    has_room_for: Callable[[str, str], bool | None]
+    """Whether a Tenant, by its uid and plan, fits beside the older ones; None: not counted yet."""
     strict: bool
     """New tenants wait for room."""
 
@@ -145,6 +146,8 @@ class TenantReconciler:
         # What is not ours is not watched, nor is what a quota counts.
         unwatched = progress.conflict or progress.quota_excess or progress.waits_for
         after = LOOK_AGAIN_SECONDS if unwatched else None
+        if progress.waits_for is NOT_COUNTED:
+            after = COUNTED_SOON_SECONDS
         return Done(changed=progress.changed, retry=progress.retry, after_seconds=after)
 
     async def _is_history(self, body: Manifest) -> bool:
@@ -160,16 +163,17 @@ class TenantReconciler:
 
     def _check_cluster(self, body: Manifest, progress: Progress) -> None:
         """Note what the cluster lacks; where it is strict, a new tenant waits for it."""
-        meta = body["metadata"]
-        if self._capacity.lacks_room_for(meta["uid"]):
-            progress.capacity = insufficient(body["spec"]["planRef"]["name"])
+        meta, plan = body["metadata"], body["spec"]["planRef"]["name"]
+        has_room = self._capacity.has_room_for(meta["uid"], plan)
+        if has_room is False:
+            progress.capacity = insufficient(plan)
         if self._cluster.children.get(Ref("Namespace", "", lb.tenant_namespace(meta["name"]))):
             return
         network = progress.network
         if self._network.strict and network.status is not ConditionStatus.TRUE:
             progress.waits_for = Finding(network.reason, network.message)
         elif self._capacity.strict:
-            progress.waits_for = progress.capacity
+            progress.waits_for = NOT_COUNTED if has_room is None else progress.capacity
 
     async def _set_up(self, body: Manifest, context: manifests.Context, progress: Progress) -> None:
         boundary = Boundary(KINDS, context.namespace)

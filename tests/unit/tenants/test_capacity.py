@@ -10,7 +10,7 @@ TEN = Amount(Decimal(10), Decimal(100))
 
 
 def claim(created: str, cpu: int, memory: int = 1) -> Claim:
-    return Claim(created, created, Amount(Decimal(cpu), Decimal(memory)))
+    return Claim(created, created, Amount(Decimal(cpu), Decimal(memory)), "professional")
 
 
 def test_everybody_fits() -> None:

@@ -32,8 +32,9 @@ DISABLED = {"protection": "Disabled", "retentionDays": 0}
 class World:
     """One Tenant on an API server, what Postgres was told of it, and passes over it."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, *, strict: bool = False) -> None:
         self.api, client = served
+        self.has_room: bool | None = None
         self.told: list[str] = []
         self.postgres_answers = asyncio.Event()
         self.postgres_answers.set()
@@ -42,7 +43,7 @@ class World:
             self.cluster,
             Accounts(self._register, self._close, lambda _uid: AccountState(), self._open),
             Site("botplane-system", "botplane-operator"),
-            Capacity(lambda _uid: False, strict=False),
+            Capacity(lambda _uid, _plan: self.has_room, strict=strict),
             Network(lambda: NOT_PROBED, strict=False),
         )
         plan = a_plan().model_dump(by_alias=True, mode="json", exclude_unset=True)
@@ -133,6 +134,25 @@ async def test_a_hold_that_no_watch_has_told_of_keeps_the_namespace(served: Serv
 
     await world.reconcile(ACME)
 
+    assert SPACE in world.api.objects
+
+
+async def test_where_room_is_needed_a_new_tenant_waits_until_it_is_counted(
+    served: Served,
+) -> None:
+    world = World(served, strict=True)
+    world.cluster.objects.observe(world.declare(DISABLED))
+
+    for has_room, reason in ((None, "CapacityNotCounted"), (False, "InsufficientCapacity")):
+        world.has_room = has_room
+        done = await world.reconcile(ACME)
+        assert done.after_seconds is not None
+        assert SPACE not in world.api.objects
+        conditions = world.api.objects[PLACE]["status"]["conditions"]
+        assert {c["type"]: c["reason"] for c in conditions}["Ready"] == reason
+
+    world.has_room = True
+    await world.reconcile(ACME)
     assert SPACE in world.api.objects
 
 
