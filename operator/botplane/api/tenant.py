@@ -121,7 +121,8 @@ class Configuration(APIModel):
             ),
         ),
     ] = {}
-    """Labels `user.botplane.io/<key>` for everything made for this tenant. Default none."""
+    """Labels `user.botplane.io/<key>` for everything made for this tenant, pods too: a change
+    restarts its bots. Default none."""
 
 
 class Deletion(APIModel):

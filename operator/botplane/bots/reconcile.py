@@ -35,6 +35,8 @@ MOUNTED_KINDS = frozenset({"ServiceAccount", "ConfigMap", "Secret", "PersistentV
 """What pods start with: written before what starts them."""
 UNWATCHED_SECONDS = 3.0
 """How often to look at what is not watched: the tenant's Secrets, and what is in our way."""
+SECRETS_SECONDS = 300.0
+"""How often to look whether Secrets are still there of a bot that runs: its next pod needs them."""
 MOST_WAIT_SECONDS = 3600.0
 
 
@@ -95,7 +97,10 @@ class BotReconciler:
             await self._stop(key, progress)
         progress.workload = self._workload(key)
         progress.changed |= await self._report(body, spec, tenant, progress)
-        after = UNWATCHED_SECONDS if missing or progress.is_blocked_unseen else None
+        names_secrets = spec.api_keys_secret_ref or spec.wallet_keys_secret_ref
+        after = SECRETS_SECONDS if names_secrets else None
+        if missing or progress.is_blocked_unseen:
+            after = UNWATCHED_SECONDS
         if progress.deadline is not None and not progress.suspended:
             left = (progress.deadline - self._around.clock()).total_seconds()
             after = min(after or MOST_WAIT_SECONDS, max(left, 1.0))

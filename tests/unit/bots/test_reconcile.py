@@ -12,6 +12,7 @@ from botplane.bots.reconcile import BotReconciler, Surroundings, TenantView
 from botplane.kube.client import KubeClient
 from botplane.kube.observe import Key
 from botplane.kube.resources import Ref
+from botplane.runtime.controller import Done
 from tests.support.api_server import APIServer, a_cluster
 from tests.support.declared import (
     FACILITIES,
@@ -64,6 +65,10 @@ class World:
         self.cluster.objects.observe(
             self.api.put("botdeployments", kind | {"metadata": meta, "spec": declared})
         )
+
+    async def look(self) -> Done:
+        """Do one pass."""
+        return await self._reconcile(KEY)
 
     async def settle(self) -> int:
         """Do passes until one changes nothing; return how many changed something."""
@@ -241,6 +246,22 @@ async def test_a_bot_that_was_deleted_is_not_given_back_what_went_with_it(served
     await world.settle()
 
     assert world.api.objects == {}
+
+
+async def test_a_secret_that_goes_is_missed_before_the_next_pod_needs_it(served: Served) -> None:
+    world = World(served)
+    meta = {"name": "wallet", "namespace": "tenant-acme"}
+    world.api.put("secrets", {"apiVersion": "v1", "kind": "Secret", "metadata": meta})
+    world.declare(walletKeysSecretRef={"name": "wallet"})
+    await world.settle()
+    assert world.replicas == 1
+    assert (await world.look()).after_seconds is not None
+
+    del world.api.objects["secrets", "tenant-acme", "wallet"]
+    await world.settle()
+
+    assert world.condition["ConfigurationReady"] == ("False", "SecretNotFound")
+    assert world.replicas == 1
 
 
 @pytest.mark.parametrize("plural", ["configmaps", "secrets", "serviceaccounts"])
