@@ -10,7 +10,9 @@ SIZE_FACTOR: Final = 2
 """The backup volume is this many times as large as the bot's."""
 
 # A kubelet replaces $(NAME) in a command; backticks are the shell's alone.
+# What a job left that was killed in its midst goes first: nobody else runs beside this one.
 SCRIPT: Final = """\
+rm -f /backup/*.part
 file=/backup/`date -u +%Y%m%dT%H%M%SZ`.tar.gz
 tar -czf "$file.part" -C /data .
 mv "$file.part" "$file"
