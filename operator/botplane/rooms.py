@@ -87,6 +87,10 @@ class Neighbours:
         """Return the bots of a tenant."""
         return self._objects.keys("BotDeployment", lb.tenant_namespace(tenant[2]))
 
+    def tenants_on(self, plan: str) -> list[Key]:
+        """Return the tenants that use a plan."""
+        return [t for t in self._objects.keys("Tenant") if self._plan_of(t) == plan]
+
     def tenants_of_bots(self) -> dict[UUID, UUID]:
         """Return the tenant of each bot, both by uid."""
         tenants = {k[2]: UUID(self._objects.uid(k)) for k in self._objects.keys("Tenant")}
@@ -109,7 +113,7 @@ class Neighbours:
     def touched_by(self, key: Key) -> Iterable[Key]:
         """Return the objects that a change of this one concerns."""
         if key[0] == "Plan":
-            return [t for t in self._objects.keys("Tenant") if self._plan_of(t) == key[2]]
+            return self.tenants_on(key[2])
         if key[0] == "Tenant":
             return self.bots_of(key)
         tenant = self.tenant_key(key[1])

@@ -14,14 +14,7 @@ from uuid import UUID
 import structlog
 
 from botplane.api import labels as lb
-from botplane.api.conditions import (
-    SUMMARY_TYPES,
-    ConditionStatus,
-    Finding,
-    Outcome,
-    Verdict,
-    summarize,
-)
+from botplane.api.conditions import Finding, only_in_progress
 from botplane.billing.reconcile import PlanReconciler
 from botplane.bot_keys import BotKeys
 from botplane.bots.exposure import Facilities
@@ -249,7 +242,9 @@ class Operator:
         bots = BotReconciler(self._cluster, Templates(settings.templates_dir), around)
         return {
             "Tenant": self._telling(tenants),
-            "Plan": self._telling(PlanReconciler(self._cluster, self._postgres.publish)),
+            "Plan": self._telling(
+                PlanReconciler(self._cluster, self._postgres.publish, self._neighbours.tenants_on)
+            ),
             "BotDeployment": self._telling(self._with_secrets(bots)),
         }
 
@@ -427,15 +422,8 @@ class Operator:
         if body is None:
             return
         text = f"Internal error ({type(error).__name__}); the operator's log has the details"
-        status = body.get("status") or {}
-        summary = summarize(Outcome.IN_PROGRESS, "InternalError", text)
-        details = [
-            Verdict(c["type"], ConditionStatus(c["status"]), c["reason"], c["message"])
-            for c in status.get("conditions", ())
-            if c["type"] not in SUMMARY_TYPES
-        ]
-        kept = {k: v for k, v in status.items() if k not in {"conditions", "observedGeneration"}}
-        await self._status.write(body, [*summary, *details], kept)
+        shown = only_in_progress(body.get("status") or {}, Finding("InternalError", text))
+        await self._status.write(body, *shown)
 
     def _live_problem(self) -> str | None:
         now = asyncio.get_running_loop().time()

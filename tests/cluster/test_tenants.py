@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import subprocess
 
-from tests.support.world import World, a_bot, a_name, a_plan, a_tenant, bot_key, tenant_key
+from tests.support.world import (
+    World,
+    a_bot,
+    a_name,
+    a_plan,
+    a_tenant,
+    bot_key,
+    condition,
+    tenant_key,
+)
 
 
 def test_a_tenant_becomes_a_closed_namespace(world: World) -> None:
@@ -111,6 +120,25 @@ def test_a_foreign_namespace_is_not_touched(world: World) -> None:
     assert "nothing in it was touched" in body["status"]["conditions"][0]["message"]
     assert world.read("Namespace", "", f"tenant-{name}") == before
     assert world.list("ResourceQuota", f"tenant-{name}") == []
+
+
+def test_a_plan_that_is_deleted_stays_until_no_tenant_uses_it(world: World) -> None:
+    plan = ("Plan", "", a_name("plan"))
+    world.create(a_plan(plan[2]))
+    tenant = world.tenant(planRef={"name": plan[2]})
+    denied = ("NetworkPolicy", f"tenant-{tenant}", "default-deny")
+
+    world.delete(*plan)
+
+    body = world.wait_for(plan, "Ready", "PlanInUse")
+    assert condition(body, "Ready")[2] == (
+        f"Deletion waits for the tenants on this plan: {tenant}; change their spec.planRef"
+    )
+    assert condition(body, "PricesPublished")[0] == "True"
+    world.delete(*denied)
+    world.eventually(lambda: world.read(*denied), "its tenant is kept isolated")
+    world.patch("Tenant", "", tenant, {"spec": {"planRef": {"name": "professional"}}})
+    world.eventually(lambda: world.read(*plan) is None, "the plan goes")
 
 
 def test_a_currency_that_is_not_the_plans_is_refused(world: World) -> None:

@@ -111,6 +111,19 @@ def condition_in(status: Mapping[str, Any], type_: str) -> Mapping[str, Any] | N
     return next((c for c in status.get("conditions", ()) if c["type"] == type_), None)
 
 
+def only_in_progress(
+    status: Mapping[str, Any], finding: Finding
+) -> tuple[list[Verdict], dict[str, Any]]:
+    """Return verdicts and fields that say why an object waits, and else what its status said."""
+    details = [
+        Verdict(c["type"], ConditionStatus(c["status"]), c["reason"], c["message"])
+        for c in status.get("conditions", ())
+        if c["type"] not in SUMMARY_TYPES
+    ]
+    fields = {k: v for k, v in status.items() if k not in {"conditions", "observedGeneration"}}
+    return [*summarize(Outcome.IN_PROGRESS, *finding), *details], fields
+
+
 def merge(
     previous: Iterable[Mapping[str, Any]],
     verdicts: Sequence[Verdict],

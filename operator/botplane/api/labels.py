@@ -33,6 +33,8 @@ CONFIG_HASH: Final = f"{GROUP}/config-hash"
 METERING_FINALIZER: Final = f"{GROUP}/metering"
 """In the pod template and on claims: they stay until their last second is in Postgres."""
 
+PLAN_FINALIZER: Final = f"{GROUP}/plan"
+"""On a Plan: it stays while a tenant uses it."""
 TENANT_FINALIZER: Final = f"{GROUP}/tenant"
 """On Tenant: bots stop, usage settles and the account closes before the object goes."""
 

@@ -162,6 +162,9 @@ REASONS: Final[dict[str, Reason]] = {
     ),
     "PaymentOverdue": Reason("An invoice is overdue.", "Pay it; bots resume by themselves."),
     "PlanJustPublished": Reason("Prices changed twice in a second.", "It is tried again."),
+    "PlanInUse": Reason(
+        "The plan was deleted and tenants still use it.", "Change their plan; then it goes."
+    ),
     "PlanNotFound": Reason("The plan does not exist.", "Create it or name another one."),
     "PlanNotPublished": Reason("The plan's prices are not published yet.", "It is tried again."),
     "PodsNotCreated": Reason(

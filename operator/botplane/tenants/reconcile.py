@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from botplane.api import labels as lb
-from botplane.api.conditions import ConditionStatus, Finding, Verdict
+from botplane.api.conditions import ConditionStatus, Finding, Verdict, only_in_progress
 from botplane.api.plan import PlanSpec
 from botplane.api.tenant import TenantSpec
 from botplane.clock import utc_now
@@ -27,7 +27,7 @@ from botplane.tenants import manifests, policy
 from botplane.tenants.accounts import AccountState, TenantAccount, remembered
 from botplane.tenants.capacity import NOT_COUNTED, insufficient
 from botplane.tenants.network import news
-from botplane.tenants.status import Progress, blocked_status, tenant_verdicts
+from botplane.tenants.status import Progress, tenant_verdicts
 
 KINDS = frozenset(
     {
@@ -310,7 +310,9 @@ class TenantReconciler:
         spec = TenantSpec.model_validate(live["spec"])
         held = policy.deletion_held(spec)
         if held is not None:
-            changed = await self._cluster.status.write(live, *blocked_status(live, held))
+            changed = await self._cluster.status.write(
+                live, *only_in_progress(live.get("status") or {}, held)
+            )
             return Done(changed=changed, after_seconds=LOOK_AGAIN_SECONDS)
         space = Ref("Namespace", "", lb.tenant_namespace(name))
         found = await self._found(space)
@@ -323,7 +325,8 @@ class TenantReconciler:
             if left:
                 blocked = policy.deletion_blocked(kind, left, self._site.clock())
                 if blocked is not None:
-                    await self._cluster.status.write(body, *blocked_status(body, blocked))
+                    shown = only_in_progress(body.get("status") or {}, blocked)
+                    await self._cluster.status.write(body, *shown)
                 return Done(changed=True, after_seconds=1)
             await self._accounts.close(UUID(uid))
             await self._retain_or_delete(space, spec.deletion.retention_days)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from botplane.api.conditions import ConditionStatus, Finding, Outcome, Verdict, summarize
+from botplane.api.conditions import Finding, Outcome, Verdict, summarize
 from botplane.errors import Rejected, Retryable
 from botplane.kube.resources import Ref
 from botplane.tenants.accounts import LIMITS_UNKNOWN, AccountState
@@ -84,20 +83,6 @@ def tenant_verdicts(progress: Progress) -> list[Verdict]:
         _suspended(progress),
     ]
     return [*_ready(progress), *details]
-
-
-def blocked_status(
-    body: Mapping[str, Any], blocked: Finding
-) -> tuple[list[Verdict], dict[str, Any]]:
-    """Return conditions and fields of a Tenant whose deletion does not go on: else as they were."""
-    before = body.get("status") or {}
-    others = [
-        Verdict(c["type"], ConditionStatus(c["status"]), c["reason"], c["message"])
-        for c in before.get("conditions", ())
-        if c["type"] not in {"Ready", "Reconciling", "Stalled"}
-    ]
-    fields = {k: v for k, v in before.items() if k not in {"conditions", "observedGeneration"}}
-    return [*summarize(Outcome.IN_PROGRESS, *blocked), *others], fields
 
 
 def _ready(progress: Progress) -> list[Verdict]:
