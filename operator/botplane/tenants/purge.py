@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from uuid import UUID
 
 import structlog
 
@@ -14,6 +15,9 @@ from botplane.runtime.cluster import Cluster
 from botplane.tenants.reconcile import Accounts
 
 log = structlog.get_logger()
+
+FEW = 3
+"""Accounts that may be all there are, and all abandoned."""
 
 
 def is_due(namespace: Manifest, tenants: frozenset[str], now: datetime) -> bool:
@@ -68,24 +72,35 @@ async def close_abandoned(cluster: Cluster, accounts: Accounts) -> list[Key]:
     """Close the accounts of tenants of which neither Tenant nor namespace is left.
 
     Somebody took the finalizer off, or deleted a namespace that was left behind: no pass comes any
-    more that would close the account, and it would be charged and hold its name for ever.
+    more that would close the account, and it would be charged and hold its name for ever. Where
+    most accounts are so, the database is rather that of another cluster, and none is closed.
 
     Returns:
         The keys of the tenants whose names are free now: another may wait for one.
     """
-    freed = []
     there = frozenset(cluster.objects.uid(key) for key in cluster.objects.keys("Tenant"))
-    for uid, name in (await accounts.open()).items():
-        if str(uid) in there:
-            continue
-        key = Key("Tenant", "", name)
-        space = Ref("Namespace", "", lb.tenant_namespace(name))
-        if await _is(cluster, key.ref, str(uid)) or await _is(cluster, space, str(uid)):
-            continue
+    accounts_open = await accounts.open()
+    abandoned = [
+        (uid, name)
+        for uid, name in accounts_open.items()
+        if str(uid) not in there and await _is_abandoned(cluster, uid, name)
+    ]
+    if len(abandoned) > max(FEW, len(accounts_open) // 2):
+        log.error(
+            "No account was closed: is this the database of another cluster?",
+            open=len(accounts_open),
+            without_tenant_here=len(abandoned),
+        )
+        return []
+    for uid, name in abandoned:
         await accounts.close(uid)
         log.info("Closed account", tenant=name, uid=str(uid))
-        freed.append(key)
-    return freed
+    return [Key("Tenant", "", name) for _, name in abandoned]
+
+
+async def _is_abandoned(cluster: Cluster, uid: UUID, name: str) -> bool:
+    tenant, space = Ref("Tenant", "", name), Ref("Namespace", "", lb.tenant_namespace(name))
+    return not (await _is(cluster, tenant, str(uid)) or await _is(cluster, space, str(uid)))
 
 
 async def _is(cluster: Cluster, ref: Ref, tenant_uid: str) -> bool:

@@ -60,6 +60,26 @@ def tenant(uid: UUID) -> dict[str, Any]:
     return {"apiVersion": "botplane.io/v1alpha1", "kind": "Tenant", "metadata": meta, "spec": {}}
 
 
+class Books:
+    """Accounts that are open."""
+
+    def __init__(self, names: dict[UUID, str]) -> None:
+        self._names = names
+        self.closed: list[UUID] = []
+
+    def accounts(self) -> Accounts:
+        return Accounts(self._register, self._close, lambda _uid: AccountState(), self._open)
+
+    async def _close(self, uid: UUID) -> None:
+        self.closed.append(uid)
+
+    async def _open(self) -> dict[UUID, str]:
+        return self._names
+
+    async def _register(self, _account: object) -> None:
+        raise AssertionError
+
+
 @pytest.mark.parametrize(
     ("left", "is_closed"),
     [
@@ -80,19 +100,26 @@ async def test_an_account_is_closed_when_nothing_of_its_tenant_is_left(
         space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "tenant-acme"}}
         space["metadata"] |= body
         api.put(plural, body if plural == "tenants" else space)
-    closed: list[UUID] = []
+    books = Books({ACME: "acme"})
 
-    async def close(uid: UUID) -> None:
-        closed.append(uid)
+    freed = await close_abandoned(a_cluster(client), books.accounts())
 
-    async def opened() -> dict[UUID, str]:
-        return {ACME: "acme"}
-
-    async def register(_account: object) -> None:
-        raise AssertionError
-
-    accounts = Accounts(register, close, lambda _uid: AccountState(), opened)
-    freed = await close_abandoned(a_cluster(client), accounts)
-
-    assert closed == ([ACME] if is_closed else [])
+    assert books.closed == ([ACME] if is_closed else [])
     assert freed == ([Key("Tenant", "", "acme")] if is_closed else [])
+
+
+@pytest.mark.parametrize(("left", "are_closed"), [(5, False), (6, True)])
+async def test_no_account_is_closed_where_most_belong_to_another_cluster(
+    served: Served, left: int, *, are_closed: bool
+) -> None:
+    api, client = served
+    names = {UUID(int=n + 1): f"tenant-{n}" for n in range(12)}
+    for uid, name in list(names.items())[:left]:
+        body = tenant(uid)
+        body["metadata"]["name"] = name
+        api.put("tenants", body)
+    books = Books(names)
+
+    await close_abandoned(a_cluster(client), books.accounts())
+
+    assert len(books.closed) == (len(names) - left if are_closed else 0)
