@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +22,15 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from botplane.client import BATCH_BYTES, ClientOptions, ClosedTrade, Spool, SpoolError, UsageClient
+from botplane.client import (
+    BATCH_BYTES,
+    FILE_BYTES,
+    ClientOptions,
+    ClosedTrade,
+    Spool,
+    SpoolError,
+    UsageClient,
+)
 from tests.events.server import Web, a_key, web_process
 
 FAST = ClientOptions(linger_seconds=0.02, longest_backoff_seconds=0.1)
@@ -57,6 +69,40 @@ def counted(conn: psycopg.Connection[Any], tenant_id: Any) -> tuple[int, Decimal
 def rejected(folder: Path) -> list[str]:
     lines = (folder / "rejected.jsonl").read_text().splitlines()
     return [json.loads(line)["why"] for line in lines]
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def stand_in(answers: list[bytes]) -> Iterator[str]:
+    """Give the address of a server that says 200 and the next of these answers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = answers.pop(0)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_events_arrive_and_leave_the_disk(
@@ -191,6 +237,147 @@ def test_full_spool_refuses_instead_of_dropping(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_full_disk_refuses_whole_events_and_takes_them_when_there_is_room(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, most_bytes=1000)
+    spool.append(b"before")
+    with disk_of(10):
+        for _ in range(3):
+            with pytest.raises(SpoolError):
+                spool.append(b"x" * 60)
+
+    spool.append(b"after")
+
+    kept = b"".join(path.read_bytes() for path in sorted(tmp_path.glob("*.events")))
+    assert kept == b"before\nafter\n"
+    spool.close()
+
+
+def test_long_outage_is_sent_in_small_files(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, most_bytes=1 << 30)
+    line = b"x" * (FILE_BYTES // 8)
+    for _ in range(40):
+        spool.append(line)
+
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.events")]
+    assert sum(sizes) == 40 * (len(line) + 1)
+    assert max(sizes) <= FILE_BYTES + len(line)
+    spool.close()
+
+
+def test_closed_spool_takes_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, most_bytes=1000)
+    spool.close()
+
+    with pytest.raises(SpoolError, match="closed"):
+        spool.append(b"x")
+
+
+def test_foreign_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.events").write_text("mine\n")
+    spool = Spool(tmp_path, most_bytes=1000)
+
+    assert spool.is_empty()
+    spool.close()
+    assert (tmp_path / "notes.events").read_text() == "mine\n"
+
+
+def test_folder_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(SpoolError, match="can be written to"):
+        Spool(tmp_path / "file" / "spool", most_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>",
+        b"[]",
+        b'{"results": null}',
+        b'{"results": {"e": 1}}',
+        b'{"results": ["accepted"]}',
+        b'{"results": [{}]}',
+        b'{"results": [{"status": "queued"}]}',
+        b"[" * 100_000,
+    ],
+    ids=lambda answer: answer[:30].decode(),
+)
+def test_answer_of_somebody_else_is_no_verdict(answer: bytes, tmp_path: Path) -> None:
+    answers = [answer, b'{"results": [{"status": "accepted"}]}']
+    with stand_in(answers) as url:
+        client = UsageClient(url, "a.b", tmp_path, FAST)
+        client.record("ai_units", 1)
+
+        assert client.close(10)
+    assert not answers
+
+
+def test_refused_events_do_not_hold_up_others_where_they_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "rejected.jsonl").mkdir()
+    with stand_in([b'{"results": [{"status": "rejected"}]}']) as url:
+        client = UsageClient(url, "a.b", tmp_path, FAST)
+        client.record("ai_units", 1)
+
+        assert client.close(10)
+
+
+def test_file_that_the_disk_has_damaged_does_not_hold_up_others(
+    web: Web, conn: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    tenant_id = uuid4()
+    (tmp_path / f"{1:016}.events").write_bytes(b'{"id":"\xff\xfe"}\n\0\0\0\n')
+    client = UsageClient(url_of(web), a_key(conn, tenant_id), tmp_path, FAST)
+    client.record("ai_units", 1)
+
+    assert client.close(10)
+    assert counted(conn, tenant_id)[0] == 1
+    assert rejected(tmp_path) == ["HTTP 400", "HTTP 400"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "abc", "-1", "1e5", Decimal("NaN"), Decimal("Infinity"), 10**18, "0.1234567890123"],
+)
+def test_value_that_botplane_would_refuse_is_refused_at_once(value: Any, tmp_path: Path) -> None:
+    client = UsageClient(AWAY, "a.b", tmp_path, FAST)
+
+    with pytest.raises(ValueError, match="18 digits and 12 decimals"):
+        client.record("ai_units", value)
+
+    assert client.close(0)
+
+
+@pytest.mark.parametrize("value", [0.1, True, None, b"1"])
+def test_value_that_is_not_exact_is_refused(value: Any, tmp_path: Path) -> None:
+    client = UsageClient(AWAY, "a.b", tmp_path, FAST)
+    trade = ClosedTrade(
+        trade_id="t-1", pnl=value, volume=Decimal(1), currency="USD", closed_at=datetime.now(UTC)
+    )
+
+    with pytest.raises(TypeError):
+        client.record("ai_units", value)
+    with pytest.raises(TypeError):
+        client.trade(trade)
+
+    assert client.close(0)
+
+
+def test_trade_without_a_zone_is_refused_at_once(tmp_path: Path) -> None:
+    client = UsageClient(AWAY, "a.b", tmp_path, FAST)
+    trade = ClosedTrade(
+        trade_id="t-1",
+        pnl=Decimal(1),
+        volume=Decimal(1),
+        currency="USD",
+        closed_at=datetime(2026, 11, 26),  # noqa: DTZ001 - what a bot may do
+    )
+
+    with pytest.raises(ValueError, match="zone"):
+        client.trade(trade)
+
+    assert client.close(0)
+
+
 def test_line_that_was_cut_by_a_crash_is_not_sent(tmp_path: Path) -> None:
     (tmp_path / f"{3:016}.events").write_bytes(b"whole\nha")
     spool = Spool(tmp_path, most_bytes=1000)
@@ -211,15 +398,6 @@ def test_folder_belongs_to_one_process(tmp_path: Path) -> None:
 
     spool.close()
     Spool(tmp_path, most_bytes=1000).close()
-
-
-def test_float_is_refused(tmp_path: Path) -> None:
-    client = UsageClient(AWAY, "a.b", tmp_path, FAST)
-
-    with pytest.raises(TypeError):
-        client.record("ai_units", 0.1)  # type: ignore[arg-type]
-
-    assert client.close(0)
 
 
 def test_client_needs_only_the_standard_library() -> None:
