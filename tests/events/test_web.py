@@ -232,7 +232,10 @@ def test_stream_of_a_gibibyte_is_cut_off_early(web: Web, shared: psycopg.Connect
 
 def test_unknown_routes_and_methods_are_told(web: Web) -> None:
     assert web.ask("GET", "/v1/nothing")[0] == 404
-    assert web.ask("GET", "/v1/events")[0] == 405
+    assert web.ask("GET", "/v1/usage/")[0] == 404
+    status, said, headers = web.ask("GET", "/v1/events")
+    assert (status, headers["allow"]) == (405, "POST")
+    assert said["message"] == "/v1/events takes POST, not GET."
     status, text, _ = web.ask("GET", "/metrics")
     assert status == 200
     assert 'botplane_usage_events_total{outcome="accepted"}' in text

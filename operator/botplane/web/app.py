@@ -37,7 +37,13 @@ def create_app(routers: list[APIRouter], lifespan: Lifespan, live: Check, ready:
         ready: A failure takes the process out of service.
     """
     app = FastAPI(
-        title="botplane", description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="botplane",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        # A redirection would name a scheme and a host, and the key would be sent there.
+        redirect_slashes=False,
     )
     for router in routers:
         app.include_router(router)
@@ -90,10 +96,15 @@ async def _expected(_request: Request, error: Exception) -> Response:
     return problem(error)
 
 
-async def _no_route(_request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    reason = HTTPStatus(status).phrase.title().replace(" ", "")
-    return JSONResponse({"reason": reason, "message": "There is no such route."}, status)
+async def _no_route(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise TypeError("not an answer of the router") from error
+    status, headers = HTTPStatus(error.status_code), error.headers or {}
+    message = "There is no such route."
+    if "Allow" in headers:
+        message = f"{request.url.path} takes {headers['Allow']}, not {request.method}."
+    reason = status.phrase.title().replace(" ", "")
+    return JSONResponse({"reason": reason, "message": message}, status, headers=headers)
 
 
 async def _bug(_request: Request, error: Exception) -> Response:
