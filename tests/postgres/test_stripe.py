@@ -73,6 +73,8 @@ PAID = ("paid", [("succeeded", None)], 28438)
         ["timeout", "429", "500", "lost"],
         ["lost", "ok", "timeout", "500"],
         ["lost", "ok", "lost", "ok", "409"],
+        ["foreign"],
+        ["foreign", "foreign", "lost", "foreign"],
     ],
 )
 def test_invoice_is_paid_once_whatever_stripe_answers(
@@ -231,6 +233,21 @@ def test_new_card_is_not_tried_while_the_old_one_may_have_paid_unseen(
 
     assert state(conn) == PAID
     assert stripe.captured == [28438]
+
+
+def test_payment_that_somebody_made_at_stripe_itself_is_no_attempt(
+    conn: psycopg.Connection[Any], stripe: StripeStandIn, processor: StripeProcessor
+) -> None:
+    owe(conn, "284.38")
+    [invoice_id] = conn.execute("SELECT invoice_id FROM invoice").fetchall()[0]
+    by_hand = {"amount": "1", "currency": "usd", "payment_method": "pm_1"}
+    stripe.create("", by_hand | {"metadata[invoice_id]": str(invoice_id)}, "by hand")
+    stripe.faults = ["lost"]
+
+    for hour in range(2):
+        collect(conn, processor, NOW + hour * HOUR)
+
+    assert state(conn) == PAID
 
 
 def test_wrong_key_of_the_account_fails_no_attempt(

@@ -25,7 +25,8 @@ class StripeStandIn:
 
     Attributes:
         faults: What happens to the next calls: `lost` (before anything is done), `timeout`
-            (after it is done), a status such as `429`; `ok` is no fault.
+            (after it is done), `foreign` (after it is done; something else answers 200), a status
+            such as `429`; `ok` is no fault.
         cards: Decline code by payment method; unknown ones pay.
         hidden: Payments that a search does not find yet.
         searches_late: A search finds what is cancelled from now on as it was before.
@@ -194,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "timeout":
             self.close_connection = True
             return
-        self._write(status, body)
+        self._write(*((200, {"status": "ok"}) if fault == "foreign" else (status, body)))
 
     def _write(self, status: int, body: dict[str, Any]) -> None:
         text = json.dumps(body).encode()

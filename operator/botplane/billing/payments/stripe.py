@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -21,7 +22,7 @@ from botplane.billing.payments.policy import (
 from botplane.billing.settlement import ChargeLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
     from botplane.billing.payments.policy import Charge, Refund
@@ -62,6 +63,15 @@ _REFUSED = (400, 402, 404)
 """Answers that are final for this attempt; every other error leaves its outcome open."""
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Take an answer that Stripe does not make, such as one of a proxy, for none."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise Unanswered(f"The answer is not of Stripe: {type(error).__name__}") from error
+
+
 class StripeProcessor:
     """Collects with the secret key of a Stripe account."""
 
@@ -73,6 +83,7 @@ class StripeProcessor:
         self._api = urlsplit(api)
         self._timeout = timeout
 
+    @_readable()
     def charge(self, charge: Charge) -> Result:
         """Collect from the stored card of a customer who is not present."""
         code, answer = self._call(
@@ -104,6 +115,7 @@ class StripeProcessor:
             decline_code=error.get("decline_code") or error.get("code") or "refused",
         )
 
+    @_readable()
     def cancel(self, waiting: Result) -> Result:
         """Cancel a PaymentIntent; one that is over already says how it ended."""
         path = f"/v1/payment_intents/{quote(waiting.processor_ref or '', safe='')}/cancel"
@@ -113,8 +125,12 @@ class StripeProcessor:
             raise Unanswered(f"Stripe refused to cancel with {code}.")
         return _result(intent, waiting.attempt_no)
 
+    @_readable()
     def lookup(self, invoice_id: UUID) -> Sequence[Result]:
-        """Search by metadata; a payment of the last minute may not be found yet."""
+        """Search by metadata; a payment of the last minute may not be found yet.
+
+        One that somebody made at Stripe itself is no attempt of ours.
+        """
         query = {"query": f"metadata['invoice_id']:'{invoice_id}'", "limit": SEARCHED}
         code, answer = self._call("GET", "/v1/payment_intents/search", query)
         if code != http.HTTPStatus.OK:
@@ -123,8 +139,10 @@ class StripeProcessor:
             _result(intent, int(intent["metadata"]["attempt"]))
             for intent in answer["data"]
             if intent["metadata"].get("invoice_id") == str(invoice_id)
+            and "attempt" in intent["metadata"]
         ]
 
+    @_readable()
     def refund(self, refund: Refund) -> RefundResult:
         """Pay back to the card that paid."""
         code, answer = self._call(
@@ -148,6 +166,7 @@ class StripeProcessor:
             decline_code=answer.get("error", {}).get("code") or "refused",
         )
 
+    @_readable()
     def refunds(self, payment_ref: str) -> Sequence[RefundResult]:
         """List what was paid back; unlike a search, a list knows it at once."""
         query = {"payment_intent": payment_ref, "limit": SEARCHED}
