@@ -112,7 +112,8 @@ def render_standing(standing: Standing, forecast: Forecast | None, now: datetime
         one_offs = f"{standing.one_offs:,.6f}"
         rows.append(METER_COLUMNS.format("one-off charges", "", "", "", one_offs))
     percent = "" if standing.limit_percent is None else str(standing.limit_percent)
-    limit = "" if standing.spend_limit is None else f"limit {standing.spend_limit:,.2f}"
+    amount = standing.spend_limit
+    limit = "" if amount is None else f"limit {amount:,.{standing.digits}f}"
     rows.append(METER_COLUMNS.format("total", "", limit, percent, f"{standing.cost:,.6f}"))
     return "\n".join([*rows, *([] if forecast is None else ["", render_forecast(forecast)])])
 
@@ -125,8 +126,9 @@ def render_cost(standing: Standing) -> str:
         "commission": standing.commission,
         "one-off charges": standing.one_offs,
     }
-    made_of = ", ".join(f"{name} {amount:,.2f}" for name, amount in parts.items() if amount)
-    cost = f"Cost of period {standing.period} so far: {standing.cost:,.2f} {standing.currency}"
+    step = f",.{standing.digits}f"
+    made_of = ", ".join(f"{name} {amount:{step}}" for name, amount in parts.items() if amount)
+    cost = f"Cost of period {standing.period} so far: {standing.cost:{step}} {standing.currency}"
     return f"{cost} ({made_of})." if made_of else f"{cost}."
 
 

@@ -91,7 +91,7 @@ SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true),
 -- The running period of each tenant: its bounds, its fee, its one-off charges, and its limit with
 -- the credits that may pay for it. Amounts are in the major unit.
 SELECT s.tenant_id, t.name AS tenant, s.period, s.period_starts_at AS starts_at,
-    s.period_ends_at AS ends_at, t.currency,
+    s.period_ends_at AS ends_at, t.currency, u.minor_units AS digits,
     sum(divide(v.fee_minor * extract(epoch FROM s.ends_at - s.starts_at), m.minors
         * extract(epoch FROM s.period_ends_at - s.period_starts_at))) AS fee,
     trim_scale(COALESCE((SELECT sum(o.amount_minor) FROM one_off o
@@ -109,7 +109,7 @@ CROSS JOIN LATERAL (SELECT power(10::numeric, u.minor_units) AS minors) AS m
 WHERE t.closed_at IS NULL AND s.period_starts_at <= %(now)s AND s.period_ends_at > %(now)s
     AND (%(tenants)s::uuid[] IS NULL OR s.tenant_id = ANY(%(tenants)s::uuid[]))
 GROUP BY s.tenant_id, t.name, s.period, s.period_starts_at, s.period_ends_at, t.currency,
-    t.spend_limit, m.minors
+    u.minor_units, t.spend_limit, m.minors
 
 -- commissions --
 -- Commission so far of the tenants that traded in the running period; final when it is billed.

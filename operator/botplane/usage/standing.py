@@ -60,6 +60,7 @@ class Standing:
         starts_at: First moment of the period, UTC.
         ends_at: First moment after it.
         currency: Of all amounts, which are unrounded and in the major unit.
+        digits: Decimals of its minor unit.
         fee: Of the whole period.
         commission: On trades so far; final when the period is billed.
         one_offs: Charges beside the plan that the invoice of the period has.
@@ -75,6 +76,7 @@ class Standing:
     starts_at: datetime
     ends_at: datetime
     currency: str
+    digits: int
     fee: Decimal
     commission: Decimal
     one_offs: Decimal

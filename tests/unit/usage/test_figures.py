@@ -31,6 +31,7 @@ def a_standing(
         starts_at=START,
         ends_at=datetime(2026, 11, 1, tzinfo=UTC),
         currency="USD",
+        digits=2,
         fee=Decimal(fee),
         commission=Decimal(0),
         one_offs=Decimal(0),

@@ -8,6 +8,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from botplane.usage.documents import (
     render_cost,
     render_forecast,
@@ -45,6 +47,7 @@ def a_standing(**more: Any) -> Standing:
         "starts_at": START,
         "ends_at": START,
         "currency": "USD",
+        "digits": 2,
         "fee": Decimal(99),
         "commission": Decimal(0),
         "one_offs": Decimal(0),
@@ -92,6 +95,21 @@ def test_people_are_told_what_the_cost_so_far_is_made_of() -> None:
     rows = render_standing(stand, None, START).splitlines()
     assert rows[-2].split() == ["one-off", "charges", "250.050000"]
     assert rows[-1].split() == ["total", "1,349.350000"]
+
+
+@pytest.mark.parametrize(
+    ("currency", "digits", "amount"), [("JPY", 0, "12,345"), ("KWD", 3, "12,345.005")]
+)
+def test_cost_and_limit_have_the_decimals_of_their_currency(
+    currency: str, digits: int, amount: str
+) -> None:
+    exact = Decimal(amount.replace(",", ""))
+    stand = a_standing(currency=currency, digits=digits, fee=exact, spend_limit=exact)
+
+    assert render_cost(stand) == (
+        f"Cost of period 2026-10 so far: {amount} {currency} (fee {amount})."
+    )
+    assert f"limit {amount} " in render_standing(stand, None, START).splitlines()[-1]
 
 
 def test_programs_get_the_forecast_as_text_or_none() -> None:
