@@ -248,6 +248,25 @@ def test_without_a_processor_an_invoice_is_overdue_after_its_term_and_paid_by_tr
     with pytest.raises(Rejected) as refused:
         record_transfer(conn, NUMBER, "bank-78", "ana", NOW + 16 * DAY)
     assert refused.value.reason == "NotPayable"
+    assert "is paid: nothing is owed" in refused.value.message
+
+
+@pytest.mark.usefixtures("acme")
+def test_transfer_that_cannot_be_recorded_is_told_why(conn: psycopg.Connection[Any]) -> None:
+    record_transfer(conn, NUMBER, "bank-77", "ana", NOW)
+    later = at("2026-12-02T09:00:00Z")
+    complete_until(conn, later)
+    assert billing_run(conn, later).billed == 1
+    second = "INV-2026-000002"
+
+    with pytest.raises(Rejected) as refused:
+        record_transfer(conn, second, "bank-77", "ana", later)
+    assert refused.value.reason == "ReferenceUsed"
+    assert f"bank-77 has paid invoice {NUMBER}" in refused.value.message
+
+    collect(conn, FakeProcessor(faults=[Fault.LOST_ANSWER]), later)
+    with pytest.raises(Rejected, match=r"outcome of a payment .* is open"):
+        record_transfer(conn, second, "bank-78", "ana", later)
 
 
 @pytest.mark.usefixtures("acme")

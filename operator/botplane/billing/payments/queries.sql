@@ -79,6 +79,11 @@ SELECT i.tenant_id, t.name, i.invoice_id, i.status, COALESCE((SELECT max(a.attem
 FROM invoice i JOIN tenant t ON t.tenant_id = i.tenant_id
 WHERE i.number = %(number)s AND i.status <> 'draft' FOR NO KEY UPDATE OF i
 
+-- invoice_of_key --
+SELECT i.number FROM payment_attempt a
+JOIN invoice i ON i.tenant_id = a.tenant_id AND i.invoice_id = a.invoice_id
+WHERE a.idempotency_key = %(idempotency_key)s
+
 -- overdue_tenants --
 SELECT DISTINCT tenant_id FROM invoice_open WHERE status = 'uncollectible' AND open_minor > 0
 

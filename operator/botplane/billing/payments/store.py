@@ -205,7 +205,7 @@ def record_transfer(
         row = conn.execute(SQL["invoice_by_number"], {"number": number}).fetchone()
         if row is None:
             raise no_such_invoice(number)
-        tenant_id, tenant, invoice_id, _, attempts = row
+        tenant_id, tenant, invoice_id, status, attempts = row
         attempt = {
             "tenant_id": tenant_id,
             "invoice_id": invoice_id,
@@ -215,15 +215,33 @@ def record_transfer(
             "now": now,
         }
         if conn.execute(SQL["begin_attempt"], attempt).fetchone() is None:
-            raise Rejected(
-                "NotPayable", f"Invoice {number} is paid, or the outcome of a payment is open."
-            )
+            raise _not_payable(conn, attempt, (number, status, reference))
         paid = Result(
             attempt_no=attempts + 1, status=AttemptStatus.SUCCEEDED, processor_ref=reference
         )
         record_result(conn, (tenant_id, invoice_id), paid, now)
         order = Order(tenant=tenant, actor=actor, now=now)
         record(conn, order, tenant_id, ("payment.record", number, {"reference": reference}))
+
+
+def _not_payable(
+    conn: Connection[Any], attempt: Mapping[str, Any], said: tuple[str, str, str]
+) -> Rejected:
+    number, status, reference = said
+    named = conn.execute(SQL["invoice_of_key"], attempt).fetchone()
+    if named is not None and named[0] != number:
+        return Rejected(
+            "ReferenceUsed",
+            f"{reference} has paid invoice {named[0]}; give what it paid of {number} a reference"
+            f" of its own, such as {reference}/2.",
+        )
+    if conn.execute(SQL["open_attempt"], attempt).fetchone() is not None:
+        return Rejected(
+            "NotPayable",
+            f"The outcome of a payment of invoice {number} is open; the next `botplane billing"
+            " run` looks for it.",
+        )
+    return Rejected("NotPayable", f"Invoice {number} is {status}: nothing is owed on it.")
 
 
 def store_event(
