@@ -154,6 +154,8 @@ def usage(
     from botplane.usage import documents, store
     from botplane.usage.forecast.store import forecast_of, outlook
 
+    if watch and (period is not None or output is not Output.TABLE):
+        raise typer.BadParameter("--watch shows the period that runs now, as a table only")
     while watch:
         stand, forecast, now = ask(
             lambda conn, now: (

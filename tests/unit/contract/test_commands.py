@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from botplane.cli import app
 
 LOADED = """
 import sys
@@ -73,3 +76,11 @@ def test_a_process_starts_and_loads_only_what_it_needs(statement: str, absent: s
 
     assert "botplane" in loaded
     assert loaded & absent == set()
+
+
+@pytest.mark.parametrize("more", [["--period", "2026-10"], ["--output", "json"]])
+def test_live_usage_refuses_what_it_does_not_show(more: list[str]) -> None:
+    result = CliRunner().invoke(app, ["usage", "acme", "--watch", *more])
+
+    assert result.exit_code == 2
+    assert "--watch" in result.output
