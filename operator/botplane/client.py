@@ -371,7 +371,7 @@ class UsageClient:
             self._url, b"[" + b",".join(lines) + b"]", headers
         )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+            with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as answer:
                 results = _verdicts(json.load(answer), len(lines))
                 return _Answer(status=answer.status, results=results)
         except urllib.error.HTTPError as error:
@@ -388,6 +388,16 @@ class UsageClient:
             if result["status"] in {"rejected", "conflict"}:
                 log.error("Usage was refused: %s", result.get("message", result["status"]))
                 self._spool.reject(line, str(result.get("code", result["status"])))
+
+
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    """Sends the key to nobody whom an answer names."""
+
+    def redirect_request(self, *_told: Any) -> None:
+        """Take a redirection for an error."""
+
+
+_OPENER: Final = urllib.request.build_opener(_NoRedirection)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,16 +84,23 @@ def disk_of(size: int) -> Iterator[None]:
 
 @contextmanager
 def stand_in(answers: list[bytes]) -> Iterator[str]:
-    """Give the address of a server that says 200 and the next of these answers."""
+    """Give the address of a server that gives these answers; an address is a redirection."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             body = answers.pop(0)
-            self.send_response(200)
+            if body.startswith(b"http"):
+                self.send_response(302)
+                self.send_header("Location", body.decode())
+            else:
+                self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.do_POST()
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -310,6 +317,17 @@ def test_answer_of_somebody_else_is_no_verdict(answer: bytes, tmp_path: Path) ->
 
         assert client.close(10)
     assert not answers
+
+
+def test_key_is_sent_to_nobody_whom_an_answer_names(tmp_path: Path) -> None:
+    accepted = b'{"results": [{"status": "accepted"}]}'
+    theirs = [accepted]
+    with stand_in(theirs) as other, stand_in([other.encode(), accepted]) as url:
+        client = UsageClient(url, "a.b", tmp_path, FAST)
+        client.record("ai_units", 1)
+
+        assert client.close(10)
+    assert theirs == [accepted]
 
 
 def test_refused_events_do_not_hold_up_others_where_they_cannot_be_kept(tmp_path: Path) -> None:
