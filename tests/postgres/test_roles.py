@@ -258,6 +258,7 @@ def test_tenant_sees_its_own_rows_only(world: psycopg.Connection[Any], table: st
         "INSERT INTO credit_grant SELECT * FROM credit_grant",
         "DELETE FROM usage_hourly",
         "SELECT audit_append('tenant/x', 'x', 'x', 'x', '{}', now())",
+        "SELECT mark_late(ARRAY[gen_random_uuid()], ARRAY[now()], ARRAY[now()])",
     ],
 )
 def test_tenant_reads_bills_and_writes_nothing(
@@ -336,6 +337,49 @@ def test_no_process_does_the_work_of_another(
 ) -> None:
     with as_role(world, role), pytest.raises(errors.InsufficientPrivilege):
         world.execute(statement)
+
+
+def test_what_runs_with_more_rights_does_not_run_what_its_caller_put_there(
+    world: psycopg.Connection[Any],
+) -> None:
+    with world.transaction(force_rollback=True), as_role(world, "botplane_web"):
+        world.execute(
+            "CREATE TEMP TABLE audit_log (chain text, seq bigint, at timestamptz, actor text,"
+            " action text, object text, payload jsonb, hash bytea)"
+        )
+        world.execute("DISCARD PLANS")
+        world.execute(
+            "CREATE FUNCTION pg_temp.become() RETURNS trigger LANGUAGE plpgsql"
+            " AS 'BEGIN RAISE EXCEPTION ''I am %'', current_user; END'"
+        )
+        world.execute(
+            "CREATE TRIGGER become BEFORE INSERT ON pg_temp.audit_log"
+            " FOR EACH ROW EXECUTE FUNCTION pg_temp.become()"
+        )
+        world.execute("GRANT ALL ON pg_temp.audit_log TO PUBLIC")
+
+        world.execute("SELECT audit_append('system', 'web', 'try', 'x', '{}', now())")
+
+        assert world.execute("SELECT * FROM pg_temp.audit_log").fetchall() == []
+
+
+def test_a_guard_looks_at_the_ledger_and_not_at_a_temporary_table_of_its_name(
+    world: psycopg.Connection[Any],
+) -> None:
+    with world.transaction(force_rollback=True), as_role(world, "botplane_billing"):
+        world.execute("CREATE TEMP TABLE ledger_entry (LIKE public.ledger_entry)")
+        world.execute("DISCARD PLANS")
+        world.execute(
+            "INSERT INTO ledger_txn (tenant_id, txn_key, at) VALUES (%s, 'odd', now())",
+            [ACME.tenant_id],
+        )
+
+        with pytest.raises(errors.CheckViolation, match="does not balance"), world.transaction():
+            world.execute(
+                "INSERT INTO public.ledger_entry (tenant_id, txn_key, account, currency,"
+                " amount_minor) VALUES (%s, 'odd', 'cash', 'USD', 7)",
+                [ACME.tenant_id],
+            )
 
 
 @pytest.mark.parametrize("may", ["CREATEROLE", "NOCREATEROLE"])

@@ -4,7 +4,9 @@
 CREATE FUNCTION current_tenant() RETURNS uuid LANGUAGE sql STABLE AS $$
     SELECT NULLIF(current_setting('botplane.tenant', true), '')::uuid
 $$;
-COMMENT ON FUNCTION current_tenant IS 'Whose rows role botplane_tenant sees; nobody''s when unset.';
+COMMENT ON FUNCTION current_tenant IS
+    'Whose rows role botplane_tenant sees; nobody''s when unset. Who sends SQL of his own may set '
+    'it to any tenant: the role is for a program that asks for one.';
 
 CREATE TABLE role_right (
     role text NOT NULL CHECK (role ~ '^botplane_[a-z]+$'),
@@ -29,6 +31,9 @@ SELECT unnest(p.roles), 'EXECUTE', o.object FROM process p, unnest(ARRAY[
     'FUNCTION audit_append(text, text, text, text, jsonb, timestamptz)',
     'FUNCTION ensure_partitions(date, date)',
     'FUNCTION ensure_periods(timestamptz)']) AS o (object)
+UNION ALL
+SELECT unnest(ARRAY['botplane_metering', 'botplane_web', 'botplane_gateway']), 'EXECUTE',
+    'FUNCTION mark_late(uuid[], timestamptz[], timestamptz[])'
 UNION ALL
 SELECT r.role, r.privileges, unnest(r.objects) FROM (VALUES
     ('botplane_operator', 'INSERT, UPDATE', ARRAY['tenant', 'tenant_profile', 'plan',
@@ -114,8 +119,16 @@ BEGIN
         ON CONFLICT DO NOTHING;
     END LOOP;
 
-    FOR entry IN SELECT DISTINCT r.object FROM role_right r WHERE r.privileges = 'EXECUTE' LOOP
-        EXECUTE format('REVOKE EXECUTE ON %s FROM PUBLIC', entry.object);
+    -- Who calls a function with the rights of its owner, or is watched by a trigger, could put a
+    -- temporary table before the one that is meant: it is looked for last.
+    FOR entry IN
+        SELECT p.oid::regprocedure AS name FROM pg_proc p
+        WHERE p.pronamespace = current_schema()::regnamespace
+            AND (p.prosecdef OR p.prorettype = 'trigger'::regtype)
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', entry.name,
+            current_schema());
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', entry.name);
     END LOOP;
     FOR entry IN SELECT r.* FROM role_right r JOIN pg_roles m ON m.rolname = r.role
         WHERE r.object <> '*' LOOP
