@@ -7,9 +7,11 @@ import json
 import os
 import random
 import signal
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from botplane.web.bounded import MOST_CONNECTIONS
 from tests.events.server import BATCH, SINGLE, Web, a_key, an_event, events, web_process
 from tests.faults.pgproxy import PostgresProxy
 from tests.support.controlplane.postgres import Postgres
@@ -228,6 +231,62 @@ def test_stream_of_a_gibibyte_is_cut_off_early(web: Web, shared: psycopg.Connect
     assert sent < 64 << 20
     assert _resident(web.process.pid) - before < 32 << 20
     assert web.ask("GET", "/livez")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "endless"),
+    [
+        (b"GET /livez HTTP/1.1\r\n", b"x: y\r\n"),
+        (b"GET /livez HTTP/1.1\r\nx: ", b"y"),
+        (b"GET /", b"x"),
+        (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", b"x: y\r\n"),
+        (b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1;", b"x"),
+    ],
+    ids=["headers", "header", "target", "trailers", "extension"],
+)
+def test_head_without_end_is_cut_off_early(web: Web, head: bytes, endless: bytes) -> None:
+    assert web.process is not None
+    before, sent = _resident(web.process.pid), 0
+    with socket.create_connection(("127.0.0.1", web.port), timeout=30) as client:
+        client.sendall(head)
+        try:
+            while sent < 64 << 20:
+                client.sendall(endless * ((1 << 16) // len(endless)))
+                sent += 1 << 16
+        except OSError:
+            pass
+
+    assert sent < 32 << 20
+    assert _resident(web.process.pid) - before < 32 << 20
+    assert web.ask("GET", "/livez")[0] == 200
+
+
+def test_connections_that_ask_nothing_keep_nobody_out(web: Web) -> None:
+    with ExitStack() as stack:
+        for _ in range(MOST_CONNECTIONS + 10):
+            silent = socket.create_connection(("127.0.0.1", web.port), timeout=30)
+            stack.enter_context(silent).sendall(b"GET /livez HT")
+
+        assert web.ask("GET", "/livez")[0] == 200
+
+
+def test_bodies_that_one_tenant_announces_leave_room_for_others(
+    web: Web, shared: psycopg.Connection[Any]
+) -> None:
+    key = a_key(shared)
+    head = (
+        f"POST /v1/events HTTP/1.1\r\nauthorization: Bearer {key}\r\n"
+        f"content-type: {BATCH}\r\ncontent-length: {1 << 20}\r\nexpect: 100-continue\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        answers = []
+        for _ in range(70):
+            slow = socket.create_connection(("127.0.0.1", web.port), timeout=30)
+            stack.enter_context(slow).sendall(head.encode())
+            answers.append(slow.recv(64).split(b" ")[1])
+
+        assert Counter(answers) == {b"100": 32, b"429": 38}
+        assert web.post(a_key(shared), [an_event()])[0] == 200
 
 
 def test_unknown_routes_and_methods_are_told(web: Web) -> None:

@@ -44,7 +44,7 @@ def events_router(bearers: Bearers, queue: EventQueue, clock: Callable[[], datet
         """Store usage events; 200 has a verdict for each, and what it accepts is on disk."""
         key = await bearers.key_of(request.headers.get("authorization"), "usage:write")
         is_batch = _is_batch(request)
-        with queue.room_for(_announced_size(request)):
+        with queue.room_for(_announced_size(request), key.tenant_id):
             body = await read_body(request, MOST_BYTES)
             read = [read_event(raw, clock()) for raw in parse_body(body, is_batch=is_batch)]
             verdicts = await _store(queue, key, [e for e in read if isinstance(e, UsageEvent)])

@@ -39,7 +39,7 @@ class Bounds:
         events: Events that are not on disk yet.
         body_bytes: Bodies of requests that are not answered yet.
         per_transaction: Events written at once.
-        tenant_share: Part of `events` that one tenant may fill, in percent.
+        tenant_share: Part of `events` and of `body_bytes` that one tenant may fill, in percent.
     """
 
     events: int = 50_000
@@ -64,26 +64,28 @@ class EventQueue:
         self._bounds = bounds or Bounds()
         self._pending: list[_Waiting] = []
         self._by_tenant = Counter[UUID]()
-        self._bytes = 0
+        self._bytes = Counter[UUID]()
         self._arrived = asyncio.Event()
         self._writing_since: float | None = None
 
     @contextmanager
-    def room_for(self, size: int) -> Iterator[None]:
+    def room_for(self, size: int, tenant_id: UUID) -> Iterator[None]:
         """Keep room for the body of one request while it is read and answered.
 
         Raises:
             Retryable: There is none.
         """
-        if self._bytes + size > self._bounds.body_bytes:
+        most = self._bounds.body_bytes
+        share = most * self._bounds.tenant_share // 100
+        if self._bytes.total() + size > most or self._bytes[tenant_id] + size > share:
             raise _full()
-        self._bytes += size
-        metrics.QUEUED_BYTES.set(self._bytes)
+        self._bytes[tenant_id] += size
+        metrics.QUEUED_BYTES.set(self._bytes.total())
         try:
             yield
         finally:
-            self._bytes -= size
-            metrics.QUEUED_BYTES.set(self._bytes)
+            _take_from(self._bytes, tenant_id, size)
+            metrics.QUEUED_BYTES.set(self._bytes.total())
 
     async def write(self, batch: Batch) -> list[Verdict]:
         """Return the verdicts on a batch once they are on disk.
@@ -161,10 +163,7 @@ class EventQueue:
             await self._write_group([waiting])
 
     def _forget(self, waiting: _Waiting) -> None:
-        tenant_id = waiting.batch.tenant_id
-        self._by_tenant[tenant_id] -= len(waiting.batch.events)
-        if not self._by_tenant[tenant_id]:
-            del self._by_tenant[tenant_id]
+        _take_from(self._by_tenant, waiting.batch.tenant_id, len(waiting.batch.events))
         metrics.QUEUED_EVENTS.set(self._by_tenant.total())
 
 
@@ -175,6 +174,12 @@ def _answer(waiting: _Waiting, answer: list[Verdict] | Exception) -> None:
         waiting.done.set_exception(answer)
     else:
         waiting.done.set_result(answer)
+
+
+def _take_from(held: Counter[UUID], tenant_id: UUID, amount: int) -> None:
+    held[tenant_id] -= amount
+    if not held[tenant_id]:
+        del held[tenant_id]
 
 
 def _full() -> Retryable:

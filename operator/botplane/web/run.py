@@ -25,6 +25,7 @@ from botplane.store.pool import Database, Role
 from botplane.web import metrics
 from botplane.web.app import Counted, create_app
 from botplane.web.auth import Bearers
+from botplane.web.bounded import MOST_CONNECTIONS, BoundedProtocol
 from botplane.web.events import events_router
 from botplane.web.queue import EventQueue
 from botplane.web.reports import reports_router
@@ -35,7 +36,6 @@ log = structlog.get_logger()
 CONNECTIONS: Final = 4
 PARTITIONS_SECONDS: Final = 3600.0
 RETRY_SECONDS: Final = 5.0
-MOST_CONNECTIONS: Final = 2000
 DRAIN_SECONDS: Final = 20
 
 
@@ -134,7 +134,7 @@ def run(database_url: str, port: int, clock: Callable[[], datetime] = utc_now) -
         host="0.0.0.0",  # noqa: S104 - a pod has one address
         port=port,
         loop="uvloop",
-        http="httptools",
+        http=BoundedProtocol,
         lifespan="on",
         log_config=None,
         access_log=False,

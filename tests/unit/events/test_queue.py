@@ -107,13 +107,23 @@ async def test_one_tenant_leaves_room_for_the_others() -> None:
 async def test_bodies_are_bounded_while_they_are_read() -> None:
     queue = EventQueue(Writer(), BOUNDS)
 
-    with queue.room_for(600):
-        with pytest.raises(Retryable), queue.room_for(401):
+    with queue.room_for(500, A), queue.room_for(300, B):
+        with pytest.raises(Retryable), queue.room_for(201, C):
             pass
-        with queue.room_for(400):
+        with queue.room_for(200, C):
             pass
-    with queue.room_for(1000):
+    with queue.room_for(500, B), queue.room_for(500, C):
         pass
+
+
+async def test_bodies_of_one_tenant_leave_room_for_those_of_others() -> None:
+    queue = EventQueue(Writer(), BOUNDS)
+
+    with queue.room_for(400, A):
+        with pytest.raises(Retryable), queue.room_for(101, A):
+            pass
+        with queue.room_for(500, B):
+            pass
 
 
 async def test_outage_is_told_to_everybody_in_the_transaction() -> None:
