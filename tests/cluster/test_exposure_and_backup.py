@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,7 +144,14 @@ def test_a_pod_monitor_is_made_where_its_definition_exists(world: World) -> None
 
     monitor = world.read("PodMonitor", f"tenant-{tenant}", "bot")
     assert monitor is not None
-    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "metrics", "path": "/metrics"}]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"]) == ("metrics", "/metrics")
+    # What a bot tells cannot fill Prometheus, lead it elsewhere, or silence an alert of botplane.
+    assert monitor["spec"]["sampleLimit"] == 10000
+    assert endpoint["followRedirects"] is False
+    (dropped,) = endpoint["metricRelabelings"]
+    assert (dropped["sourceLabels"], dropped["action"]) == (["__name__"], "drop")
+    assert re.fullmatch(dropped["regex"], "botplane_network_policies_enforced")
 
     world.patch(*bot_key(tenant), {"spec": {"metrics": None}})
 
