@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address
 from typing import Any
 
 from botplane.api import labels as lb
@@ -25,8 +26,19 @@ PRIVATE_RANGES = (
     "192.168.0.0/16",
     "100.64.0.0/10",
     "169.254.0.0/16",
+    "198.18.0.0/15",
+    "240.0.0.0/4",
 )
-PRIVATE_RANGES_V6 = ("fc00::/7", "fe80::/10")
+NAT64 = int(IPv6Address("64:ff9b::"))
+"""Where IPv4 is reached from networks of IPv6 alone (RFC 6052)."""
+PRIVATE_RANGES_V6 = (
+    "fc00::/7",
+    "fe80::/10",
+    *(
+        f"{IPv6Address(NAT64 + int(block.network_address))}/{96 + block.prefixlen}"
+        for block in map(IPv4Network, PRIVATE_RANGES)
+    ),
+)
 ROLES = {
     MemberRole.VIEWER: "botplane:tenant-viewer",
     MemberRole.OPERATOR: "botplane:tenant-operator",
