@@ -87,6 +87,29 @@ def test_a_bot_beyond_a_lowered_plan_may_be_edited_but_not_grow(stage: Stage) ->
     assert changed.status == 200, changed.message
 
 
+def test_a_bot_larger_than_a_lowered_plan_may_be_stopped_but_not_grow(stage: Stage) -> None:
+    world, plan = stage.world, a_name("plan")
+    world.create(a_plan(plan, imageRegistries=["registry.example"]))
+    members = [{"kind": "User", "name": MEMBER, "role": "Operator"}]
+    name = world.tenant(planRef={"name": plan}, members=members)
+    large = {"resources": {"limits": {"cpu": "2", "memory": "4Gi"}}, "storage": {"size": "10Gi"}}
+    created = as_member(stage, declared(name, "bot", image="registry.example/bot:1", **large))
+    lower = {"maxCPU": "1", "maxMemory": "1Gi", "maxStorage": "1Gi"}
+    world.patch("Plan", "", plan, {"spec": {"bot": lower, "imageRegistries": []}})
+    bot = scene(name).bots("bot")
+    grown = patch(Actor.TENANT, bot, {"spec": {"resources": {"limits": {"cpu": "3"}}}})
+
+    world.eventually(
+        lambda: "allows 1 " in stage.api.send(grown, {"Impersonate-User": MEMBER}).message,
+        "growth is refused by the lowered plan",
+    )
+    stopped = as_member(stage, patch(Actor.TENANT, bot, {"spec": {"suspend": True}}))
+    moved = as_member(stage, patch(Actor.TENANT, bot, {"spec": {"image": "registry.example/b:2"}}))
+    stored = as_member(stage, patch(Actor.TENANT, bot, {"spec": {"storage": {"size": "11Gi"}}}))
+
+    assert [a.status for a in (created, stopped, moved, stored)] == [201, 200, 403, 403]
+
+
 def test_a_refusal_names_what_was_asked_for_and_what_is_allowed(stage: Stage) -> None:
     plan = a_name("plan")
     stage.world.create(a_plan(plan))
