@@ -99,13 +99,22 @@ def _schema(scene: Scene) -> list[Attack]:
         Attack(
             id="ISO-054",
             actor="C",
-            title="a bot of 4 MB, with too many ports, with too long texts",
+            title="a bot of 4 MB, nested too deep, with too many ports, with too long texts",
             steps=(
                 Refused(
                     calls=(a_bot(scene, runtimeConfig={"x": "x" * 4_000_000}),),
                     reason="too large",
                     statuses=TOO_LARGE,
                 ),
+                Refused(
+                    calls=(
+                        a_bot(scene, runtimeConfig=_nested(17, {})),
+                        a_bot(scene, runtimeConfig=_nested(500, [])),
+                    ),
+                    reason=vap("botplane-configuration", "nested deeper"),
+                ),
+                Works(call=a_bot(scene, runtimeConfig=_nested(16, {}))),
+                *_ownership(scene),
                 Refused(
                     calls=(
                         a_bot(scene, ports=[_port(n) for n in range(1000)]),
@@ -118,6 +127,19 @@ def _schema(scene: Scene) -> list[Attack]:
             ),
         ),
     ]
+
+
+def _ownership(scene: Scene) -> tuple[Step, ...]:
+    if not scene.bot:
+        return ()
+    bot = scene.bots(scene.bot)
+    return (
+        Refused(
+            calls=(patch(Actor.TENANT, bot, _owned(500)),),
+            reason=vap("botplane-configuration", "managedFields"),
+        ),
+        Works(call=patch(Actor.TENANT, bot, _owned(16))),
+    )
 
 
 def _plan(scene: Scene) -> list[Attack]:
@@ -360,3 +382,17 @@ def _attack(id_: str, title: str, calls: tuple[Call, ...], reason: str, scene: S
 
 def _port(number: int) -> dict[str, Any]:
     return {"name": f"p{number}", "containerPort": 2000 + number}
+
+
+def _nested(levels: int, innermost: Any) -> dict[str, Any]:
+    inside = innermost
+    for _ in range(levels - 1):
+        inside = [inside] if isinstance(innermost, list) else {"f:in": inside}
+    return {"f:in": inside}
+
+
+def _owned(levels: int) -> Json:
+    """Return a change of who owns which field, which everybody may send with an object."""
+    fields = {"f:spec": {"f:runtimeConfig": _nested(levels, {})}}
+    entry = {"manager": PROBE, "operation": "Update", "apiVersion": "botplane.io/v1alpha1"}
+    return {"metadata": {"managedFields": [entry | {"fieldsType": "FieldsV1", "fieldsV1": fields}]}}
