@@ -34,6 +34,7 @@ def object_attacks(scene: Scene) -> list[Attack]:
         *_services(scene),
         *_hosts(scene),
         *_metering(scene),
+        *_observed(scene),
     ]
 
 
@@ -208,6 +209,8 @@ def _services(scene: Scene) -> list[Attack]:
         "addressType": "IPv4",
         "endpoints": [{"addresses": ["10.0.0.1"]}],
     }
+    storage = scene.path("csistoragecapacities", api="/apis/storage.k8s.io/v1")
+    boundless = {"metadata": {"name": PROBE}, "storageClassName": "x", "capacity": "100Ti"}
     return [
         Attack(
             id="ISO-040",
@@ -218,10 +221,14 @@ def _services(scene: Scene) -> list[Attack]:
         Attack(
             id="ISO-041",
             actor="A+",
-            title="endpoints that point to somebody else's pod",
+            title="endpoints that point to somebody else's pod, capacity that nobody has",
             steps=(
                 Refused(
-                    calls=(create(Actor.GRANTED, slices, stolen),), reason=vap("botplane-managed")
+                    calls=(
+                        create(Actor.GRANTED, slices, stolen),
+                        create(Actor.GRANTED, storage, boundless),
+                    ),
+                    reason=vap("botplane-managed"),
                 ),
                 Works(call=create(Actor.ADMIN, slices, stolen)),
             ),
@@ -290,7 +297,7 @@ def _metering(scene: Scene) -> list[Attack]:
                         patch(Actor.GRANTED, path, freed),
                         patch(Actor.GRANTED, f"{path}/status", freed),
                     ),
-                    reason=vap("botplane-(metering|metadata)"),
+                    reason=vap("botplane-(metering|metadata|observed)"),
                 ),
                 Refused(
                     calls=(patch(Actor.COLLECTOR, path, freed),),
@@ -309,11 +316,39 @@ def _metering(scene: Scene) -> list[Attack]:
                         patch(Actor.GRANTED, path, forged),
                         patch(Actor.GRANTED, f"{path}/status", forged),
                     ),
-                    reason=vap("botplane-metadata", "labels"),
+                    reason=vap("botplane-(metadata|observed)", "(labels|status)"),
                 ),
                 Works(call=patch(Actor.GRANTED, path, labels_of({"team.example/x": "y"}))),
             ),
         ),
+    ]
+
+
+def _observed(scene: Scene) -> list[Attack]:
+    quota = scene.path("resourcequotas", "plan") + "/status"
+    unused = {"status": {"used": {"count/configmaps": "0"}}}
+    target = {"apiVersion": "v1", "kind": "Node", "name": "node-0"}
+    bound = {"metadata": {"name": scene.pod or PROBE}, "target": target}
+    calls = [patch(Actor.GRANTED, quota, unused)]
+    if scene.pod:
+        pod = scene.path("pods", scene.pod)
+        calls += [
+            patch(Actor.GRANTED, pod, {"spec": {"activeDeadlineSeconds": 1}}),
+            patch(Actor.GRANTED, f"{pod}/status", {"status": {"phase": "Succeeded"}}),
+            create(Actor.GRANTED, f"{pod}/binding", bound),
+        ]
+    return [
+        Attack(
+            id="ISO-124",
+            actor="A+",
+            title="the use of a quota, the end, the node and the spec of a pod, told by hand",
+            steps=(
+                Refused(
+                    calls=tuple(calls), reason=vap("botplane-observed", "in the whole cluster")
+                ),
+                Works(call=patch(Actor.ADMIN, quota, unused)),
+            ),
+        )
     ]
 
 

@@ -188,6 +188,7 @@ HOST_BOUND: list[dict[str, Any]] = [
 """The ten of ISO-030; the benchmark looks at them one by one."""
 
 _TOKEN = {"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+_CLAIM = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
 _CONTROL_PLANE = {"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}
 
 SHAPES: list[tuple[str, str, str, list[dict[str, Any]]]] = [
@@ -228,11 +229,21 @@ SHAPES: list[tuple[str, str, str, list[dict[str, Any]]]] = [
                 "registry.example/sniperforge.evil/bot:1",
                 "registry.example/sniperforge/../evil/bot:1",
                 "sniperforge/bot/../evil:1",
+                "sniperforge/bot:5000/evil:1",
                 "evil.example/registry.example/sniperforge/bot:1",
             )
         ],
     ),
-    ("ISO-036", "a csi volume", "csi", [_volume({"csi": {"driver": "secrets.example"}})]),
+    (
+        "ISO-036",
+        "a volume of a driver, of an image, of a claim of its own",
+        "csi, image, ephemeral",
+        [
+            _volume({"csi": {"driver": "secrets.example"}}),
+            _volume({"image": {"reference": "evil.example/tools:1"}}),
+            _volume({"ephemeral": {"volumeClaimTemplate": {"spec": _CLAIM}}}),
+        ],
+    ),
     (
         "ISO-036",
         "a shared process namespace",
@@ -256,7 +267,8 @@ SHAPES: list[tuple[str, str, str, list[dict[str, Any]]]] = [
                 }
             }
             for name in ("nvidia.com/gpu", "example.com/fpga")
-        ],
+        ]
+        + [{"resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}]}],
     ),
     (
         "ISO-120",
