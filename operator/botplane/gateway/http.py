@@ -18,6 +18,8 @@ from typing import Final, cast
 import httptools
 
 MOST_CONNECTIONS: Final = 2000
+MOST_HELD_BYTES: Final = 128 << 20
+"""Of the bodies of all requests that are not answered: anybody may send one, even without a key."""
 MOST_HEADER_BYTES: Final = 8 << 10
 MOST_QUEUED: Final = 8
 """Requests that a client has sent ahead on one connection before it is read again."""
@@ -88,11 +90,17 @@ class HTTPServer:
     """Takes connections, and ends them when it ends."""
 
     def __init__(
-        self, answer: Answer, most_body_bytes: int, most_connections: int = MOST_CONNECTIONS
+        self,
+        answer: Answer,
+        most_body_bytes: int,
+        most_connections: int = MOST_CONNECTIONS,
+        most_held_bytes: int = MOST_HELD_BYTES,
     ) -> None:
         self.answer = answer
         self.most_body_bytes = most_body_bytes
         self._most_connections = most_connections
+        self._most_held_bytes = most_held_bytes
+        self.held_bytes = 0
         self.connections: set[Connection] = set()
         self.is_ending = False
         self._answering: set[asyncio.Task[None]] = set()
@@ -124,6 +132,17 @@ class HTTPServer:
         """Note that a connection is no more."""
         self.connections.discard(connection)
         self._note_end()
+
+    def hold(self, size: int) -> None:
+        """Keep a part of a body; where that is too much, who has been sending for longest ends."""
+        self.held_bytes += size
+        while self.held_bytes > self._most_held_bytes:
+            unread = (c for c in self.connections if c.held_bytes and c.is_ahead)
+            slowest = min(unread, key=lambda c: c.deadline, default=None)
+            if slowest is None:
+                return
+            self.connections.discard(slowest)
+            slowest.abort()
 
     def begin(self, answering: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Let a connection answer; an end waits for it, whatever becomes of the connection."""
@@ -171,6 +190,8 @@ class Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._is_in_head = False
         self._is_reading = False
+        self.held_bytes = 0
+        """Of the bodies of its requests that are not answered."""
         self._is_over = False
         """Nothing is read any more: the last answer is on its way."""
         self._has_ended = False
@@ -188,6 +209,11 @@ class Connection(asyncio.Protocol):
         """Whether no request of it is being answered."""
         return self._task is None
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether its client has sent more than what is being answered."""
+        return self._is_reading or bool(self._queue)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, unless there are too many."""
         # uvloop's transports are streams and no subclasses of asyncio's.
@@ -197,6 +223,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         """Forget the connection; a call that is under way goes on and is counted."""
         self._server.forget(self)
+        self._let_go(self.held_bytes)
         self._is_over = True
         self._writable.set()
 
@@ -268,6 +295,8 @@ class Connection(asyncio.Protocol):
             self._refuse("BodyTooLarge")
         elif not self._is_over:
             self._request.body += body
+            self.held_bytes += len(body)
+            self._server.hold(len(body))
 
     def on_message_complete(self) -> None:
         """Answer the request when it is its turn; one that asks for another protocol goes on."""
@@ -295,7 +324,15 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """End the connection now."""
+        self._let_go(self.held_bytes)
+        self._is_over = True
+        self._request = HTTPRequest()
         self._transport.abort()
+
+    def _let_go(self, size: int) -> None:
+        size = min(size, self.held_bytes)
+        self.held_bytes -= size
+        self._server.held_bytes -= size
 
     def _may_go_on(self) -> bool:
         """Say whether a client that asks may send its body: not amid answers to what it sent."""
@@ -322,6 +359,8 @@ class Connection(asyncio.Protocol):
         if self._is_over:
             return
         self._is_over, self._is_in_head, self._is_reading = True, False, False
+        self._let_go(len(self._request.body))
+        self._request = HTTPRequest()
         self._enqueue(HTTPRequest(refused=reason))
 
     def _enqueue(self, request: HTTPRequest) -> None:
@@ -336,6 +375,7 @@ class Connection(asyncio.Protocol):
         while self._queue:
             request = self._queue.popleft()
             response = await self._server.answer(request)
+            self._let_go(len(request.body))
             await self._writable.wait()
             if self._transport.is_closing():
                 break

@@ -244,6 +244,31 @@ async def test_connections_that_ask_nothing_make_room_for_who_does() -> None:
     assert b"/wait" in answer
 
 
+async def test_bodies_of_all_requests_are_bounded_and_the_slowest_ends() -> None:
+    echo = Echo()
+    body = "x" * 900
+    whole = f"{HEAD}Content-Length: {len(body)}\r\n\r\n{body}"
+    async with serving(echo, most_held_bytes=4000) as (server, port, _ended):
+        asking = await asyncio.open_connection("127.0.0.1", port)
+        asking[1].write(whole.replace("/c", "/wait").encode())
+        await until(lambda: echo.begun == ["/wait"])
+        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        for _, writer in slow:
+            writer.write(whole[:-1].encode())
+        await until(lambda: sum(reader.at_eof() for reader, _ in slow) == 17)
+        told = await said(port, whole.replace("Host", "Connection: close\r\nHost"))
+        held = server.held_bytes
+        echo.goes_on.set()
+        answer = await asking[0].readuntil(b"]")
+        for _, writer in (asking, *slow):
+            writer.close()
+        await until(lambda: server.held_bytes == 0)
+
+    assert told == [["/c", body]]
+    assert 900 <= held <= 4000
+    assert b"/wait" in answer
+
+
 async def test_headers_that_never_end_are_not_kept() -> None:
     async with serving(Echo()) as (_, port, _ended):
         told = await said(port, f"{HEAD}X: ", *["x" * 1000] * 12)
