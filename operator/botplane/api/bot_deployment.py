@@ -164,7 +164,8 @@ class BotDeploymentSpec(APIModel):
         dict[str, Any],
         Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}),
     ] = {}
-    """Configuration of the bot, any fields, at most 64 KiB; mounted as /config/config.json."""
+    """Configuration of the bot, any fields, at most 64 KiB and 16 levels; mounted as
+    /config/config.json."""
     api_keys_secret_ref: LocalReference | None = None
     """Secret with exchange keys, mounted read-only at /secrets/api-keys."""
     wallet_keys_secret_ref: LocalReference | None = None
