@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from botplane.api.conditions import Finding, Outcome, Verdict, summarize
+from botplane.bots.backup import backup_name
 from botplane.errors import Rejected, Retryable
 from botplane.kube.resources import Ref
 
@@ -21,7 +22,6 @@ CONFIGURATION = frozenset({"ConfigMap", "Secret"})
 START_WITH = CONFIGURATION | {"ServiceAccount"}
 VOLUME = frozenset({"PersistentVolumeClaim"})
 EXPOSURE = frozenset({"Service", "Ingress", "NetworkPolicy"})
-BACKUP = frozenset({"CronJob"})
 
 
 @dataclass
@@ -192,8 +192,9 @@ def _backup_scheduled(progress: Progress) -> Verdict:
         return Verdict.waits(type_, "NotApplied", "Waits for the other conditions")
     if progress.suspended:
         return Verdict.fails(type_, Finding("Suspended", "No backups while the bot is suspended"))
-    if failed := _failed(progress, BACKUP):
-        return Verdict.fails(type_, failed)
+    for ref, error in progress.failed.items():
+        if ref.name.endswith(backup_name("")):
+            return Verdict.fails(type_, Finding(error.reason, error.message))
     return Verdict.holds(type_, "Scheduled", f"At {progress.backup_schedule} (UTC)")
 
 

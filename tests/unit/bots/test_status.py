@@ -147,11 +147,23 @@ def test_a_configuration_that_was_not_written_is_not_in_place(kind: str) -> None
 def test_what_was_asked_for_and_refused_is_not_said_to_be_there(kind: str, type_: str) -> None:
     wanted = Progress(public_hosts=("http.a.acme.example",), backup_schedule="0 3 * * *")
     assert conditions(wanted)[type_]["status"] == "True"
-    wanted.failed = {ref(kind): Rejected("InvalidObject", "no")}
+    name = "arb-1.backup" if kind == "CronJob" else "arb-1"
+    wanted.failed = {Ref(kind, "tenant-acme", name): Rejected("InvalidObject", "no")}
 
     condition = conditions(wanted)[type_]
 
     assert (condition["status"], condition["reason"]) == ("False", "InvalidObject")
+
+
+def test_without_a_volume_for_them_no_backups_are_said_to_be_made() -> None:
+    volume = Ref("PersistentVolumeClaim", "tenant-acme", "arb-1.backup")
+    refused = Progress(
+        backup_schedule="0 3 * * *", failed={volume: Retryable("QuotaExceeded", "no")}
+    )
+
+    condition = conditions(refused)["BackupScheduled"]
+
+    assert (condition["status"], condition["reason"]) == ("False", "QuotaExceeded")
 
 
 def test_a_failed_write_is_tried_again_only_if_that_may_help() -> None:
