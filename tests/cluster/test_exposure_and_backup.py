@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.world import World, a_bot, bot_key, condition
+from tests.support.world import World, a_bot, a_name, a_plan, bot_key, condition
 
 PORTS = [
     {"name": "http", "containerPort": 8080, "exposure": "Public"},
@@ -164,3 +164,49 @@ def _created_pods(world: World, namespace: str) -> dict[str, Any] | None:
     pods = world.list("Pod", namespace)
     backups = [p for p in pods if p["metadata"]["labels"].get("app.kubernetes.io/name") == "backup"]
     return backups[0] if backups else None
+
+
+def test_bots_that_use_up_their_plan_are_backed_up_all_the_same(world: World) -> None:
+    plan = a_name("plan")
+    size = {"cpu": "1", "memory": "2Gi", "storage": "12Gi"}
+    bot = {"maxCPU": "1", "maxMemory": "2Gi", "maxStorage": "2Gi"}
+    world.create(a_plan(plan, quota=size, maxBots=2, maxReplicas=1, bot=bot))
+    tenant = world.tenant(planRef={"name": plan})
+    namespace = f"tenant-{tenant}"
+    half = {"cpu": "450m", "memory": "960Mi"}
+
+    for name in ("one", "two"):
+        world.bot(
+            tenant,
+            name,
+            resources={"requests": half},
+            storage={"size": "2Gi"},
+            backup={"schedule": "0 3 * * *"},
+        )
+    for name in ("one", "two"):
+        job = (name, f"--from=cronjob/{name}.backup", "-n", namespace)
+        world.installed.kubectl("create", "job", *job)
+
+    def backed_up() -> bool:
+        pods = world.list("Pod", namespace)
+        return {p["metadata"]["labels"].get("job-name") for p in pods} >= {"one", "two"}
+
+    world.eventually(backed_up, "both backups have their pod")
+
+
+def test_a_bot_whose_backup_has_no_room_beside_it_is_told_so(world: World) -> None:
+    plan = a_name("plan")
+    world.create(a_plan(plan, quota={"cpu": "1", "memory": "2Gi", "storage": "20Gi"}))
+    tenant = world.tenant(planRef={"name": plan})
+
+    world.create(
+        a_bot(
+            tenant,
+            resources={"requests": {"cpu": "1", "memory": "1Gi"}},
+            storage={"size": "1Gi"},
+            backup={"schedule": "0 3 * * *"},
+        )
+    )
+
+    body = world.wait_for(bot_key(tenant), "Ready", "QuotaExceeded")
+    assert "asks for 1050m cpu" in condition(body, "Ready")[2]

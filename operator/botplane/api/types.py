@@ -46,6 +46,11 @@ class Quantity(str):
         with localcontext(prec=_DIGITS):
             return _canonical(self.value * factor, binary=self.endswith("i"))
 
+    def plus(self, more: Decimal) -> str:
+        """Return the quantity and more of its base unit, as the API server stores it."""
+        with localcontext(prec=_DIGITS):
+            return _canonical(self.value + more, binary=self.endswith("i"))
+
     @classmethod
     def __get_pydantic_core_schema__(
         cls, _source: type[Any], _handler: GetCoreSchemaHandler

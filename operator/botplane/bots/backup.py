@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from botplane.api import backup as takes
 from botplane.api.bot_deployment import Backup, Storage
-
-SIZE_FACTOR: Final = 2
-"""The backup volume is this many times as large as the bot's."""
 
 # A kubelet replaces $(NAME) in a command; backticks are the shell's alone.
 # What a job left that was killed in its midst goes first: nobody else runs beside this one.
@@ -35,8 +33,16 @@ def backup_values(backup: Backup, bot: str, image: str, *, suspended: bool) -> d
         "command": ["/bin/sh", "-ec", SCRIPT],
         "environment": [{"name": "KEEP", "value": str(backup.retention)}],
         "resources": {
-            "requests": {"cpu": "50m", "memory": "64Mi", "ephemeral-storage": "64Mi"},
-            "limits": {"cpu": "500m", "memory": "256Mi", "ephemeral-storage": "1Gi"},
+            "requests": {
+                "cpu": takes.CPU.canonical,
+                "memory": takes.MEMORY.canonical,
+                "ephemeral-storage": "64Mi",
+            },
+            "limits": {
+                "cpu": takes.CPU_LIMIT.canonical,
+                "memory": takes.MEMORY_LIMIT.canonical,
+                "ephemeral-storage": "1Gi",
+            },
         },
         "volume_mounts": [
             {"name": "data", "mountPath": "/data", "readOnly": True},
@@ -51,4 +57,4 @@ def backup_values(backup: Backup, bot: str, image: str, *, suspended: bool) -> d
 
 def volume_size(storage: Storage) -> str:
     """Return the size of the backup volume, as the API server stores it."""
-    return storage.size.times(SIZE_FACTOR)
+    return storage.size.times(takes.SIZE_FACTOR)

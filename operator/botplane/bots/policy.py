@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from botplane.api import backup as backups
 from botplane.api.bot_deployment import BotDeploymentSpec
 from botplane.api.conditions import Finding
 from botplane.api.plan import ImageDigests, PlanSpec
 from botplane.api.types import Quantity
-from botplane.bots.backup import SIZE_FACTOR
 from botplane.bots.exposure import exposure_finding
 from botplane.kube.drift import canonical
 
@@ -93,12 +93,13 @@ def most_replicas(spec: BotDeploymentSpec) -> int:
 
 
 def share(name: str, spec: BotDeploymentSpec, plan: PlanSpec) -> Share:
-    """Return what a bot claims of the tenant's quota at full scale."""
+    """Return what a bot claims of the tenant's quota at full scale, while its backup is made."""
     size, replicas = sizing(spec, plan), most_replicas(spec)
+    jobs = 0 if spec.backup is None else 1
     return Share(
         name=name,
-        cpu=size.cpu.value * replicas,
-        memory=size.memory.value * replicas,
+        cpu=size.cpu.value * replicas + backups.CPU.value * jobs,
+        memory=size.memory.value * replicas + backups.MEMORY.value * jobs,
         storage=_stored(spec),
     )
 
@@ -107,7 +108,7 @@ def _stored(spec: BotDeploymentSpec) -> Decimal:
     """Return the size of the bot's volume and of its backups."""
     if spec.storage is None:
         return Decimal(0)
-    return spec.storage.size.value * (1 if spec.backup is None else 1 + SIZE_FACTOR)
+    return spec.storage.size.value * (1 if spec.backup is None else 1 + backups.SIZE_FACTOR)
 
 
 def findings(facts: Facts) -> list[Finding]:

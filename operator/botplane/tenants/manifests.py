@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address
 from typing import Any
 
+from botplane.api import backup
 from botplane.api import labels as lb
 from botplane.api.conditions import Finding
 from botplane.api.tenant import MemberKind, MemberRole, TenantSpec
@@ -159,18 +160,24 @@ def policy_parameters(context: Context) -> Manifest:
 
 
 def resource_quota(context: Context) -> Manifest:
-    """Return the quota: everything that can be used up is counted, what is not sold is zero."""
+    """Return the quota: everything that can be used up is counted, what is not sold is zero.
+
+    Every bot may have a backup: a second volume, and a job beside its replicas. Limits have room
+    for it; what it requests is part of the bot's share of the plan.
+    """
     plan, rights = context.rights.plan, context.rights
     replicas = rights.max_bots * rights.max_replicas
+    pods_at_once = max(replicas + rights.max_bots, 1)
+    cpu, memory = Quantity(plan.quota.cpu.times(2)), Quantity(plan.quota.memory.times(2))
     hard: dict[str, str | int] = {
         "requests.cpu": plan.quota.cpu.canonical,
         "requests.memory": plan.quota.memory.canonical,
-        "limits.cpu": plan.quota.cpu.times(2),
-        "limits.memory": plan.quota.memory.times(2),
+        "limits.cpu": cpu.plus(backup.CPU_LIMIT.value * rights.max_bots),
+        "limits.memory": memory.plus(backup.MEMORY_LIMIT.value * rights.max_bots),
         "requests.storage": plan.quota.storage.canonical,
-        "requests.ephemeral-storage": f"{max(replicas, 1)}Gi",
-        "limits.ephemeral-storage": f"{max(replicas, 1)}Gi",
-        "persistentvolumeclaims": rights.max_bots,
+        "requests.ephemeral-storage": f"{pods_at_once}Gi",
+        "limits.ephemeral-storage": f"{pods_at_once}Gi",
+        "persistentvolumeclaims": 2 * rights.max_bots,
         "pods": 0 if context.suspended else replicas * 2,
         "services": rights.max_bots,
         "services.nodeports": 0,
@@ -239,9 +246,8 @@ def limit_range(context: Context) -> Manifest:
         }
     ]
     if bot.max_storage.value:
-        limits.append(
-            {"type": "PersistentVolumeClaim", "max": {"storage": bot.max_storage.canonical}}
-        )
+        largest = bot.max_storage.times(backup.SIZE_FACTOR)
+        limits.append({"type": "PersistentVolumeClaim", "max": {"storage": largest}})
     return _namespaced(context, "v1", "LimitRange", "plan") | {"spec": {"limits": limits}}
 
 

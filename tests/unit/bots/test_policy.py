@@ -45,6 +45,7 @@ def scaled(most: int) -> dict[str, Any]:
     return {"autoscaling": {"maxReplicas": most, "targetCPUPercent": 70}}
 
 
+BACKED_UP = {"storage": {"size": "1Gi"}, "backup": {"schedule": "0 3 * * *"}}
 DIGEST = "sha256:" + "0" * 64
 CASES: dict[str, tuple[dict[str, Any], PlanSpec, list[Share], list[str]]] = {
     "asks for nothing": ({}, SMALL_PLAN, [], []),
@@ -88,6 +89,13 @@ CASES: dict[str, tuple[dict[str, Any], PlanSpec, list[Share], list[str]]] = {
     "a backup takes twice the volume again": (
         {"storage": {"size": "7Gi"}, "backup": {"schedule": "0 3 * * *"}},
         SMALL_PLAN, [], ["QuotaExceeded"],
+    ),
+    "a backup has room beside its bot": (
+        BACKED_UP | resources("requests", cpu="1.95"), SMALL_PLAN, older(1, "2"), [],
+    ),
+    "a backup has no room beside its bot": (
+        BACKED_UP | resources("requests", cpu="1.951"), SMALL_PLAN, older(1, "2"),
+        ["QuotaExceeded"],
     ),
     "plan without classes": (
         {"storage": {"size": "1Gi"}}, NO_STORAGE, [], ["StorageClassNotAllowed"],

@@ -57,9 +57,9 @@ def test_the_quota_is_the_plans_in_the_words_of_the_api_server() -> None:
     quota = hard(context(a_tenant(), quota={"cpu": "0.5", "memory": "1.5Gi", "storage": "1024Mi"}))
 
     assert quota["requests.cpu"] == "500m"
-    assert quota["limits.cpu"] == "1"
+    assert quota["limits.cpu"] == "6"
     assert quota["requests.memory"] == "1536Mi"
-    assert quota["limits.memory"] == "3Gi"
+    assert quota["limits.memory"] == "5632Mi"
     assert quota["requests.storage"] == "1Gi"
     assert quota["count/botdeployments.botplane.io"] == "10"
 
