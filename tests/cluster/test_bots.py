@@ -107,6 +107,21 @@ def test_no_replica_stops_when_an_autoscaler_takes_over(world: World) -> None:
     assert _wanted(world, namespace) == 2
 
 
+def test_a_bot_is_not_ready_for_a_change_that_kubernetes_has_not_looked_at(world: World) -> None:
+    tenant = world.tenant()
+    world.bot(tenant)
+    cluster = world.installed.cluster
+    cluster.kill9("kube-controller-manager")
+    try:
+        world.patch(*bot_key(tenant), {"spec": {"replicas": 3}})
+
+        body = world.wait_for(bot_key(tenant), "WorkloadAvailable", "PodsStarting")
+        assert condition(body, "Ready")[:2] == ("False", "PodsStarting")
+    finally:
+        cluster.restart("kube-controller-manager")
+    world.wait_for(bot_key(tenant), "Ready", "True")
+
+
 def test_a_bot_without_replicas_is_ready_for_who_waits_for_it(world: World) -> None:
     tenant = world.tenant()
     world.bot(tenant)

@@ -146,6 +146,9 @@ def _workload(progress: Progress) -> Verdict:
     if progress.suspended:
         return Verdict.waits("WorkloadAvailable", "Suspended", "Scaled to zero")
     status = progress.workload
+    if status.get("isBehind"):
+        text = "Kubernetes has not looked at the change yet"
+        return Verdict.fails("WorkloadAvailable", Finding("PodsStarting", text))
     if progress.rests and not status.get("replicas"):
         return Verdict.holds("WorkloadAvailable", "ScaledToZero", "spec.replicas is 0")
     wanted, ready = status.get("replicas", 0), status.get("readyReplicas", 0)

@@ -20,7 +20,7 @@ from botplane.kube.foreign import is_said, our_fields, removals
 from botplane.kube.packing import pack, unpack
 from botplane.kube.resources import Manifest, Ref, ref_of
 
-WORKLOAD_COUNTS = ("replicas", "readyReplicas", "updatedReplicas", "observedGeneration")
+WORKLOAD_COUNTS = ("replicas", "readyReplicas", "updatedReplicas")
 WORKLOAD_TROUBLE = frozenset({("ReplicaFailure", "True"), ("Progressing", "False")})
 NO_STATUS: dict[str, Any] = {}
 """Of children whose status concerns nobody: one for all of them."""
@@ -258,6 +258,9 @@ def _status(observed: Manifest) -> dict[str, Any]:
             if (condition["type"], condition["status"]) in WORKLOAD_TROUBLE
         ]
         counts = {k: status[k] for k in WORKLOAD_COUNTS if k in status}
+        if status.get("observedGeneration", 0) < observed["metadata"].get("generation", 0):
+            # All that it says is of the spec before.
+            counts["isBehind"] = True
         if "replicas" in our_fields(observed, "f:spec"):
             counts["heldReplicas"] = observed["spec"]["replicas"]
         return counts | ({"conditions": trouble} if trouble else {})

@@ -48,6 +48,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "runs": ({"workload": RUNNING}, "Current", "Running"),
     "nothing observed yet": ({}, "InProgress", "PodsStarting"),
     "starts": ({"workload": RUNNING | {"readyReplicas": 1}}, "InProgress", "PodsStarting"),
+    "not looked at": ({"workload": RUNNING | {"isBehind": True}}, "InProgress", "PodsStarting"),
     "rolls out": ({"workload": RUNNING | {"updatedReplicas": 1}}, "InProgress", "PodsStarting"),
     "pods are refused": (
         {"workload": RUNNING | stuck("ReplicaFailure", "True")}, "InProgress", "PodsNotCreated",
