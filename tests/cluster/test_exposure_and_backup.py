@@ -168,12 +168,12 @@ def _created_pods(world: World, namespace: str) -> dict[str, Any] | None:
 
 def test_bots_that_use_up_their_plan_are_backed_up_all_the_same(world: World) -> None:
     plan = a_name("plan")
-    size = {"cpu": "1", "memory": "2Gi", "storage": "12Gi"}
-    bot = {"maxCPU": "1", "maxMemory": "2Gi", "maxStorage": "2Gi"}
+    size = {"cpu": "900m", "memory": "400Mi", "storage": "12Gi"}
+    bot = {"maxCPU": "400m", "maxMemory": "200Mi", "maxStorage": "2Gi"}
     world.create(a_plan(plan, quota=size, maxBots=2, maxReplicas=1, bot=bot))
     tenant = world.tenant(planRef={"name": plan})
     namespace = f"tenant-{tenant}"
-    half = {"cpu": "450m", "memory": "960Mi"}
+    half = {"cpu": "400m", "memory": "136Mi"}
 
     for name in ("one", "two"):
         world.bot(

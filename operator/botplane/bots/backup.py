@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, Final
 
 from botplane.api import backup as takes
 from botplane.api.bot_deployment import Backup, Storage
+from botplane.api.plan import BotLimits
 
 # A kubelet replaces $(NAME) in a command; backticks are the shell's alone.
 # What a job left that was killed in its midst goes first: nobody else runs beside this one.
@@ -23,8 +25,16 @@ def backup_name(bot: str) -> str:
     return f"{bot}.backup"
 
 
-def backup_values(backup: Backup, bot: str, image: str, *, suspended: bool) -> dict[str, Any]:
-    """Return what the CronJob template needs beside names and labels."""
+def backup_values(
+    backup: Backup, bot: str, image: str, most: BotLimits, *, suspended: bool
+) -> dict[str, Any]:
+    """Return what the CronJob template needs beside names and labels.
+
+    What no bot of the namespace may exceed, the container of a backup may not either.
+    """
+    by_size = attrgetter("value")
+    cpu = min(takes.CPU_LIMIT, most.max_cpu, key=by_size)
+    memory = min(takes.MEMORY_LIMIT, most.max_memory, key=by_size)
     return {
         "account": bot,
         "schedule": backup.schedule,
@@ -34,13 +44,13 @@ def backup_values(backup: Backup, bot: str, image: str, *, suspended: bool) -> d
         "environment": [{"name": "KEEP", "value": str(backup.retention)}],
         "resources": {
             "requests": {
-                "cpu": takes.CPU.canonical,
-                "memory": takes.MEMORY.canonical,
+                "cpu": min(takes.CPU, cpu, key=by_size).canonical,
+                "memory": min(takes.MEMORY, memory, key=by_size).canonical,
                 "ephemeral-storage": "64Mi",
             },
             "limits": {
-                "cpu": takes.CPU_LIMIT.canonical,
-                "memory": takes.MEMORY_LIMIT.canonical,
+                "cpu": cpu.canonical,
+                "memory": memory.canonical,
                 "ephemeral-storage": "1Gi",
             },
         },

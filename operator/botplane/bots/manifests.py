@@ -176,7 +176,8 @@ def _backup(context: Context, common: dict[str, Any]) -> list[Part]:
     }
     volume = _volume(context, named) | {"size": volume_size(storage)}
     image = context.facilities.backup_image
-    job = named | backup_values(backup, context.name, image, suspended=context.suspended)
+    most = context.rights.plan.bot
+    job = named | backup_values(backup, context.name, image, most, suspended=context.suspended)
     job["selector"] = selector(context)
     job["pod_labels"] = {lb.NAME: "backup", lb.INSTANCE: context.name, lb.TENANT: context.tenant}
     return [

@@ -7,7 +7,11 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from botplane.bots.backup import SCRIPT
+import pytest
+
+from botplane.api.bot_deployment import Backup
+from botplane.api.plan import BotLimits
+from botplane.bots.backup import SCRIPT, backup_values
 
 
 def backed_up(place: Path, keep: int) -> list[str]:
@@ -46,3 +50,20 @@ def test_what_a_job_left_that_died_does_not_fill_the_volume(tmp_path: Path) -> N
 
     assert len(left) == 2
     assert not [name for name in left if name.endswith(".part")]
+
+
+@pytest.mark.parametrize(
+    ("most", "limits"),
+    [
+        ({"maxCPU": "4", "maxMemory": "8Gi"}, ("500m", "256Mi")),
+        ({"maxCPU": "0.2", "maxMemory": "128Mi"}, ("200m", "128Mi")),
+    ],
+)
+def test_a_backup_is_no_larger_than_the_plan_lets_a_container_be(
+    most: dict[str, str], limits: tuple[str, str]
+) -> None:
+    bot = BotLimits.model_validate(most)
+
+    values = backup_values(Backup(schedule="0 3 * * *"), "bot", "busybox", bot, suspended=False)
+
+    assert (values["resources"]["limits"]["cpu"], values["resources"]["limits"]["memory"]) == limits
