@@ -75,8 +75,10 @@ def image_of(spec: BotDeploymentSpec, repository: str) -> str:
 def sizing(spec: BotDeploymentSpec, plan: PlanSpec) -> Sizing:
     """Return requests and limits: as declared, else the plan's default and twice the request."""
     requests, limits = spec.resources.requests, spec.resources.limits
-    cpu = requests.cpu or _least(plan.bot.default_cpu, limits.cpu)
-    memory = requests.memory or _least(plan.bot.default_memory, limits.memory)
+    default_cpu = _least(plan.bot.default_cpu, plan.bot.max_cpu)
+    default_memory = _least(plan.bot.default_memory, plan.bot.max_memory)
+    cpu = requests.cpu or _least(default_cpu, limits.cpu)
+    memory = requests.memory or _least(default_memory, limits.memory)
     return Sizing(
         cpu=cpu,
         memory=memory,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address
+from operator import attrgetter
 from typing import Any
 
 from botplane.api import backup
@@ -228,7 +229,7 @@ def quota_excess(quota: Manifest, raised: Manifest) -> Finding | None:
 
 def limit_range(context: Context) -> Manifest:
     """Return the defaults and bounds of containers and volumes."""
-    bot = context.rights.plan.bot
+    bot, by_size = context.rights.plan.bot, attrgetter("value")
     limits: list[dict[str, Any]] = [
         {
             "type": "Container",
@@ -238,8 +239,8 @@ def limit_range(context: Context) -> Manifest:
                 "ephemeral-storage": "1Gi",
             },
             "defaultRequest": {
-                "cpu": bot.default_cpu.canonical,
-                "memory": bot.default_memory.canonical,
+                "cpu": min(bot.default_cpu, bot.max_cpu, key=by_size).canonical,
+                "memory": min(bot.default_memory, bot.max_memory, key=by_size).canonical,
                 "ephemeral-storage": "64Mi",
             },
             "max": {"cpu": bot.max_cpu.canonical, "memory": bot.max_memory.canonical},

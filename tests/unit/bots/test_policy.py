@@ -90,6 +90,9 @@ CASES: dict[str, tuple[dict[str, Any], PlanSpec, list[Share], list[str]]] = {
         {"storage": {"size": "7Gi"}, "backup": {"schedule": "0 3 * * *"}},
         SMALL_PLAN, [], ["QuotaExceeded"],
     ),
+    "asks for nothing of a plan with less than the default": (
+        {}, a_plan(bot={"maxCPU": "0.1", "maxMemory": "128Mi"}), [], [],
+    ),
     "a backup has room beside its bot": (
         BACKED_UP | resources("requests", cpu="1.95"), SMALL_PLAN, older(1, "2"), [],
     ),
