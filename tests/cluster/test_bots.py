@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.world import World, a_bot, a_name, a_plan, bot_key, condition, tenant_key
 
 
@@ -155,11 +157,14 @@ def test_an_autoscaler_that_is_no_longer_wanted_goes(world: World) -> None:
     world.eventually(lambda: world.read(*scaler) is None, "the autoscaler is gone")
 
 
-def test_a_missing_secret_is_named_and_its_arrival_is_noticed(world: World) -> None:
+@pytest.mark.parametrize("field", ["walletKeysSecretRef", "imagePullSecretRef"])
+def test_a_missing_secret_is_named_and_its_arrival_is_noticed(world: World, field: str) -> None:
     tenant = world.tenant()
     namespace = f"tenant-{tenant}"
 
-    world.create(a_bot(tenant, walletKeysSecretRef={"name": "wallet"}))
+    bot = a_bot(tenant)
+    bot["spec"][field] = {"name": "wallet"}
+    world.create(bot)
 
     body = world.wait_for(bot_key(tenant), "ConfigurationReady", "SecretNotFound")
     assert "wallet" in body["status"]["conditions"][0]["message"]
@@ -167,6 +172,9 @@ def test_a_missing_secret_is_named_and_its_arrival_is_noticed(world: World) -> N
     secret = {"apiVersion": "v1", "kind": "Secret", "stringData": {"key": "k"}}
     world.create(secret | {"metadata": {"name": "wallet", "namespace": namespace}})
     world.wait_for(bot_key(tenant), "Ready", "Running")
+    [pod] = world.list("Pod", namespace)
+    pulled_with = pod["spec"].get("imagePullSecrets", [])
+    assert pulled_with == ([{"name": "wallet"}] if field == "imagePullSecretRef" else [])
 
 
 def test_the_bot_beyond_the_limit_waits_and_runs_when_there_is_room(world: World) -> None:

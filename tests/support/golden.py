@@ -103,6 +103,7 @@ def _everything() -> BotDeploymentSpec:
         runtimeConfig={"pair": "SOL/USDC", "greeting": "¡hola! \U0001f600"},
         apiKeysSecretRef={"name": "exchange-keys"},
         walletKeysSecretRef={"name": "wallet"},
+        imagePullSecretRef={"name": "registry"},
         resources={"requests": {"cpu": "0.5", "memory": "1.5Gi"}},
         storage={"size": "10Gi", "storageClassName": "fast-ssd"},
         autoscaling={

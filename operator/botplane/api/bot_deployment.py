@@ -170,6 +170,9 @@ class BotDeploymentSpec(APIModel):
     """Secret with exchange keys, mounted read-only at /secrets/api-keys."""
     wallet_keys_secret_ref: LocalReference | None = None
     """Secret with wallet keys, mounted read-only at /secrets/wallet."""
+    image_pull_secret_ref: LocalReference | None = None
+    """Secret of type kubernetes.io/dockerconfigjson for a registry that asks who pulls. Default
+    none."""
     resources: Resources = Resources()
     """CPU and memory of one replica. Default: the plan's."""
     storage: Storage | None = None

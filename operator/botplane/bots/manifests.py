@@ -220,6 +220,7 @@ def _deployment(context: Context, common: dict[str, Any], content: str) -> dict[
         "metering_finalizer": lb.METERING_FINALIZER,
         "grace_period_seconds": spec.shutdown.grace_period_seconds,
         "priority_class": context.rights.plan.priority_class_name,
+        "pull_secrets": [{"name": ref.name}] if (ref := spec.image_pull_secret_ref) else [],
         "container_name": lb.BOT_CONTAINER,
         "image": image_of(spec, context.rights.bot_repository),
         "environment": _environment(context),

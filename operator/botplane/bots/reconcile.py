@@ -11,6 +11,7 @@ from botplane.api import labels as lb
 from botplane.api.bot_deployment import BotDeploymentSpec
 from botplane.api.conditions import ConditionStatus, Finding, condition_in
 from botplane.api.crd import API_VERSION
+from botplane.api.types import LocalReference
 from botplane.bots import manifests, policy
 from botplane.bots.backup import backup_name
 from botplane.bots.exposure import Facilities, endpoints, host_of, public_ports
@@ -97,8 +98,7 @@ class BotReconciler:
             await self._stop(key, progress)
         progress.workload = self._workload(key)
         progress.changed |= await self._report(body, spec, tenant, progress)
-        names_secrets = spec.api_keys_secret_ref or spec.wallet_keys_secret_ref
-        after = SECRETS_SECONDS if names_secrets else None
+        after = SECRETS_SECONDS if any(_named_secrets(spec).values()) else None
         if missing or progress.is_blocked_unseen:
             after = UNWATCHED_SECONDS
         if progress.deadline is not None and not progress.suspended:
@@ -184,10 +184,7 @@ class BotReconciler:
     async def _missing_secrets(self, namespace: str, spec: BotDeploymentSpec) -> list[Finding]:
         """Return the referenced Secrets that do not exist; their content is never fetched."""
         missing = []
-        for field, reference in (
-            ("apiKeysSecretRef", spec.api_keys_secret_ref),
-            ("walletKeysSecretRef", spec.wallet_keys_secret_ref),
-        ):
+        for field, reference in _named_secrets(spec).items():
             if reference is None:
                 continue
             try:
@@ -280,3 +277,11 @@ class BotReconciler:
             facilities=self._around.facilities,
             held_replicas=self._held_replicas(body),
         )
+
+
+def _named_secrets(spec: BotDeploymentSpec) -> dict[str, LocalReference | None]:
+    return {
+        "apiKeysSecretRef": spec.api_keys_secret_ref,
+        "walletKeysSecretRef": spec.wallet_keys_secret_ref,
+        "imagePullSecretRef": spec.image_pull_secret_ref,
+    }

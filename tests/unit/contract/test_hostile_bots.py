@@ -36,6 +36,7 @@ FULL: dict[str, Any] = {
     "runtimeConfig": {"key": "text"},
     "apiKeysSecretRef": {"name": "exchange-keys"},
     "walletKeysSecretRef": {"name": "wallet"},
+    "imagePullSecretRef": {"name": "registry"},
     "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2"}},
     "storage": {"size": "1Gi", "storageClassName": "standard"},
     "ports": [{"name": "http", "containerPort": 8080, "exposure": "Cluster"}],
@@ -129,7 +130,7 @@ def test_any_bot_becomes_its_own_objects_and_no_others(
     arrived = set(texts(manifests))
     assert spec.get("version", spec.get("image")) in arrived
     assert spec["botType"] in arrived
-    for reference in ("apiKeysSecretRef", "walletKeysSecretRef"):
+    for reference in ("apiKeysSecretRef", "walletKeysSecretRef", "imagePullSecretRef"):
         assert reference not in spec or spec[reference]["name"] in arrived
 
 
