@@ -300,7 +300,6 @@ def test_books_hold_after_any_sequence(postgres: Postgres, template: str) -> Non
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=30,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

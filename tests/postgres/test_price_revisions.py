@@ -50,9 +50,7 @@ PRICES = {
 }
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=st.sampled_from(sorted(PRICES)), used=quantities)
 def test_revisions_that_change_no_price_change_no_charge(
     conn: psycopg.Connection[Any], model: str, used: list[Decimal]

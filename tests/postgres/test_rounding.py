@@ -24,7 +24,6 @@ NOW = at("2026-11-02")
 
 same_database = settings(
     max_examples=30,
-    deadline=None,
     # Numbers come in hundreds to a statement: a failure names the one that differs.
     phases=(Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -114,7 +114,7 @@ def test_each_hostile_text_in_each_field_arrives_or_is_refused(path: tuple[Any, 
         assert text in arrived
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(values(SCHEMA), st.dictionaries(EVIL, CONFIGURATION, max_size=4))
 @example(FULL, {"x\n---\nkind: ClusterRole": "\\ud83d\\ude00"})
 def test_any_bot_becomes_its_own_objects_and_no_others(

@@ -29,7 +29,7 @@ KINDS = {"BotDeployment": BotDeploymentSpec, "Plan": PlanSpec, "Tenant": TenantS
 
 
 @pytest.mark.parametrize("plural", MODELS)
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_value_that_the_schema_admits_is_refused_by_the_model(plural: str, data: Any) -> None:
     # A refusal here would be an internal error in every pass of that object.

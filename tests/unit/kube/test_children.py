@@ -290,7 +290,7 @@ def _version(body: Manifest) -> int:
 
 
 TestNews = News.TestCase
-TestNews.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+TestNews.settings = settings(max_examples=60, stateful_step_count=20)
 
 
 def test_the_index_by_owner_follows() -> None:

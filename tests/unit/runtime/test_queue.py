@@ -141,7 +141,7 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
-TestQueue.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestQueue.settings = settings(max_examples=40, stateful_step_count=20)
 
 
 @pytest.mark.parametrize("delays", [(3, 10), (10, 3), (3, 3)])

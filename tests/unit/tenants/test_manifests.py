@@ -149,7 +149,7 @@ def test_labels_of_a_tenant_cannot_take_the_place_of_ours() -> None:
         assert labels["user.botplane.io/tenant"] == "zeta"
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(declared=values(SCHEMA), suspended=st.booleans())
 def test_any_tenant_becomes_its_own_objects_in_its_own_namespace(
     declared: dict[str, Any], *, suspended: bool
