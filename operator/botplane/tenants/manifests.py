@@ -31,6 +31,8 @@ PRIVATE_RANGES = (
     "198.18.0.0/15",
     "240.0.0.0/4",
 )
+DEVICES = ("nvidia.com/gpu", "amd.com/gpu")
+"""What nodes may have beside what is sold; admission refuses the rest of that sort."""
 NAT64 = int(IPv6Address("64:ff9b::"))
 """Where IPv4 is reached from networks of IPv6 alone (RFC 6052)."""
 PRIVATE_RANGES_V6 = (
@@ -164,7 +166,8 @@ def resource_quota(context: Context) -> Manifest:
     """Return the quota: everything that can be used up is counted, what is not sold is zero.
 
     Every bot may have a backup: a second volume, and a job beside its replicas. Limits have room
-    for it; what it requests is part of the bot's share of the plan.
+    for it; what it requests is part of the bot's share of the plan. A kind that the cluster does
+    not serve, such as volume snapshots, would never be counted: admission refuses those.
     """
     plan, rights = context.rights.plan, context.rights
     replicas = rights.max_bots * rights.max_replicas
@@ -180,6 +183,8 @@ def resource_quota(context: Context) -> Manifest:
         "limits.ephemeral-storage": f"{pods_at_once}Gi",
         "persistentvolumeclaims": 2 * rights.max_bots,
         "pods": 0 if context.suspended else replicas * 2,
+        # `pods` forgets those that ended; what failed or waits for metering is bounded, too.
+        "count/pods": 10 * pods_at_once,
         "services": rights.max_bots,
         "services.nodeports": 0,
         "services.loadbalancers": 0,
@@ -193,6 +198,13 @@ def resource_quota(context: Context) -> Manifest:
         "count/ingresses.networking.k8s.io": rights.max_bots,
         "count/horizontalpodautoscalers.autoscaling": rights.max_bots,
         f"count/botdeployments.{lb.GROUP}": rights.max_bots,
+        **{f"requests.{device}": 0 for device in DEVICES},
+        **{
+            f"{storage_class}.storageclass.storage.k8s.io/requests.storage": (
+                plan.quota.storage.canonical
+            )
+            for storage_class in plan.storage_classes
+        },
     }
     text = {key: str(value) for key, value in hard.items()}
     return _namespaced(context, "v1", "ResourceQuota", "plan") | {"spec": {"hard": text}}
@@ -244,6 +256,8 @@ def limit_range(context: Context) -> Manifest:
                 "ephemeral-storage": "64Mi",
             },
             "max": {"cpu": bot.max_cpu.canonical, "memory": bot.max_memory.canonical},
+            # What asks for nothing would not count.
+            "min": {"cpu": "1m", "memory": "1Mi"},
         }
     ]
     if bot.max_storage.value:
