@@ -35,6 +35,7 @@ METERING_FINALIZER: Final = f"{GROUP}/metering"
 
 PLAN_FINALIZER: Final = f"{GROUP}/plan"
 """On a Plan: it stays while a tenant uses it."""
+
 TENANT_FINALIZER: Final = f"{GROUP}/tenant"
 """On Tenant: bots stop, usage settles and the account closes before the object goes."""
 

@@ -113,6 +113,16 @@ class BotLimits(APIModel):
     default_memory: Quantity = Quantity("256Mi")
     """Memory request of a replica that names none, in bytes. Default `256Mi`."""
 
+    @property
+    def usual_cpu(self) -> Quantity:
+        """CPU request of a replica that names none: never more than it may have."""
+        return self.default_cpu.at_most(self.max_cpu)
+
+    @property
+    def usual_memory(self) -> Quantity:
+        """Memory request of a replica that names none: never more than it may have."""
+        return self.default_memory.at_most(self.max_memory)
+
 
 class PriceTier(APIModel):
     """One step of a price. A quantity belongs to the first tier whose `upTo` it does not exceed."""

@@ -51,6 +51,10 @@ class Quantity(str):
         with localcontext(prec=_DIGITS):
             return _canonical(self.value + more, binary=self.endswith("i"))
 
+    def at_most(self, bound: Quantity | None) -> Quantity:
+        """Return the quantity, or the bound where that is less."""
+        return self if bound is None or self.value <= bound.value else bound
+
     @classmethod
     def __get_pydantic_core_schema__(
         cls, _source: type[Any], _handler: GetCoreSchemaHandler

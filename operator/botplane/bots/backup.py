@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any, Final
 
 from botplane.api import backup as takes
@@ -32,9 +31,8 @@ def backup_values(
 
     What no bot of the namespace may exceed, the container of a backup may not either.
     """
-    by_size = attrgetter("value")
-    cpu = min(takes.CPU_LIMIT, most.max_cpu, key=by_size)
-    memory = min(takes.MEMORY_LIMIT, most.max_memory, key=by_size)
+    cpu = takes.CPU_LIMIT.at_most(most.max_cpu)
+    memory = takes.MEMORY_LIMIT.at_most(most.max_memory)
     return {
         "account": bot,
         "schedule": backup.schedule,
@@ -44,8 +42,8 @@ def backup_values(
         "environment": [{"name": "KEEP", "value": str(backup.retention)}],
         "resources": {
             "requests": {
-                "cpu": min(takes.CPU, cpu, key=by_size).canonical,
-                "memory": min(takes.MEMORY, memory, key=by_size).canonical,
+                "cpu": takes.CPU.at_most(cpu).canonical,
+                "memory": takes.MEMORY.at_most(memory).canonical,
                 "ephemeral-storage": "64Mi",
             },
             "limits": {

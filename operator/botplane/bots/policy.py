@@ -75,15 +75,13 @@ def image_of(spec: BotDeploymentSpec, repository: str) -> str:
 def sizing(spec: BotDeploymentSpec, plan: PlanSpec) -> Sizing:
     """Return requests and limits: as declared, else the plan's default and twice the request."""
     requests, limits = spec.resources.requests, spec.resources.limits
-    default_cpu = _least(plan.bot.default_cpu, plan.bot.max_cpu)
-    default_memory = _least(plan.bot.default_memory, plan.bot.max_memory)
-    cpu = requests.cpu or _least(default_cpu, limits.cpu)
-    memory = requests.memory or _least(default_memory, limits.memory)
+    cpu = requests.cpu or plan.bot.usual_cpu.at_most(limits.cpu)
+    memory = requests.memory or plan.bot.usual_memory.at_most(limits.memory)
     return Sizing(
         cpu=cpu,
         memory=memory,
-        cpu_limit=limits.cpu or _least(Quantity(cpu.times(2)), plan.bot.max_cpu),
-        memory_limit=limits.memory or _least(Quantity(memory.times(2)), plan.bot.max_memory),
+        cpu_limit=limits.cpu or Quantity(cpu.times(2)).at_most(plan.bot.max_cpu),
+        memory_limit=limits.memory or Quantity(memory.times(2)).at_most(plan.bot.max_memory),
     )
 
 
@@ -283,10 +281,6 @@ def _repository(image: str) -> str:
     name = image.partition("@")[0]
     path, slash, last = name.rpartition("/")
     return f"{path}{slash}{last.partition(':')[0]}"
-
-
-def _least(wanted: Quantity, bound: Quantity | None) -> Quantity:
-    return wanted if bound is None or wanted.value <= bound.value else bound
 
 
 def _shown(what: str, value: Decimal) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address
-from operator import attrgetter
 from typing import Any
 
 from botplane.api import backup
@@ -241,7 +240,7 @@ def quota_excess(quota: Manifest, raised: Manifest) -> Finding | None:
 
 def limit_range(context: Context) -> Manifest:
     """Return the defaults and bounds of containers and volumes."""
-    bot, by_size = context.rights.plan.bot, attrgetter("value")
+    bot = context.rights.plan.bot
     limits: list[dict[str, Any]] = [
         {
             "type": "Container",
@@ -251,8 +250,8 @@ def limit_range(context: Context) -> Manifest:
                 "ephemeral-storage": "1Gi",
             },
             "defaultRequest": {
-                "cpu": min(bot.default_cpu, bot.max_cpu, key=by_size).canonical,
-                "memory": min(bot.default_memory, bot.max_memory, key=by_size).canonical,
+                "cpu": bot.usual_cpu.canonical,
+                "memory": bot.usual_memory.canonical,
                 "ephemeral-storage": "64Mi",
             },
             "max": {"cpu": bot.max_cpu.canonical, "memory": bot.max_memory.canonical},
