@@ -215,7 +215,7 @@ def record_transfer(
             "now": now,
         }
         if conn.execute(SQL["begin_attempt"], attempt).fetchone() is None:
-            raise _not_payable(conn, attempt, (number, status, reference))
+            raise _not_payable(conn, attempt, number, status, reference)
         paid = Result(
             attempt_no=attempts + 1, status=AttemptStatus.SUCCEEDED, processor_ref=reference
         )
@@ -225,9 +225,8 @@ def record_transfer(
 
 
 def _not_payable(
-    conn: Connection[Any], attempt: Mapping[str, Any], said: tuple[str, str, str]
+    conn: Connection[Any], attempt: Mapping[str, Any], number: str, status: str, reference: str
 ) -> Rejected:
-    number, status, reference = said
     named = conn.execute(SQL["invoice_of_key"], attempt).fetchone()
     if named is not None and named[0] != number:
         return Rejected(
