@@ -19,7 +19,7 @@ from botplane.bots.status import PLAN_REASONS, Progress, bot_verdicts
 from botplane.bots.templates import Templates
 from botplane.kube.apply import Boundary
 from botplane.kube.errors import NotFoundError
-from botplane.kube.observe import Key
+from botplane.kube.observe import Child, Key
 from botplane.kube.resources import Manifest, Ref, ref_of
 from botplane.runtime.cluster import Cluster
 from botplane.runtime.controller import Done
@@ -96,7 +96,7 @@ class BotReconciler:
             await self._apply(key, wanted, progress)
         elif progress.suspended:
             await self._stop(key, progress)
-        progress.workload = self._workload(key)
+        progress.workload = self._workload(body)
         progress.changed |= await self._report(body, spec, tenant, progress)
         after = SECRETS_SECONDS if any(_named_secrets(spec).values()) else None
         if missing or progress.is_blocked_unseen:
@@ -145,9 +145,8 @@ class BotReconciler:
         self, body: Manifest, found: Sequence[Finding], rights: policy.Rights
     ) -> datetime | None:
         """Return until when a bot that runs beyond its plan may go on."""
-        ref = Ref("Deployment", body["metadata"]["namespace"], body["metadata"]["name"])
         beyond = any(f.reason in PLAN_REASONS for f in found)
-        if not beyond or self._cluster.children.get(ref) is None:
+        if not beyond or self._deployment(body) is None:
             return None
         within = condition_in(body.get("status") or {}, "WithinPlan")
         if within is None or within["status"] != ConditionStatus.FALSE:
@@ -176,10 +175,13 @@ class BotReconciler:
         neither for this bot nor for the next.
         """
         meta = body["metadata"]
-        workload = self._cluster.children.get(Ref("Deployment", meta["namespace"], meta["name"]))
         within = condition_in(body.get("status") or {}, "WithinPlan")
         may_run = within is not None and within["status"] == ConditionStatus.TRUE
-        return meta["creationTimestamp"], workload is None and not may_run, meta["name"]
+        return (
+            meta["creationTimestamp"],
+            self._deployment(body) is None and not may_run,
+            meta["name"],
+        )
 
     async def _missing_secrets(self, namespace: str, spec: BotDeploymentSpec) -> list[Finding]:
         """Return the referenced Secrets that do not exist; their content is never fetched."""
@@ -222,13 +224,16 @@ class BotReconciler:
         progress.changed |= bool(running)
 
     def _held_replicas(self, body: Manifest) -> int | None:
-        meta = body["metadata"]
-        child = self._cluster.children.get(Ref("Deployment", meta["namespace"], meta["name"]))
+        child = self._deployment(body)
         return 0 if child is None else child.status.get("heldReplicas")
 
-    def _workload(self, key: Key) -> dict[str, Any]:
-        child = self._cluster.children.get(Ref("Deployment", key[1], key[2]))
+    def _workload(self, body: Manifest) -> dict[str, Any]:
+        child = self._deployment(body)
         return {} if child is None else child.status
+
+    def _deployment(self, body: Manifest) -> Child | None:
+        meta = body["metadata"]
+        return self._cluster.children.get(Ref("Deployment", meta["namespace"], meta["name"]))
 
     async def _report(
         self, body: Manifest, spec: BotDeploymentSpec, tenant: TenantView | None, progress: Progress
