@@ -291,13 +291,8 @@ def test_a_plan_that_the_nodes_cannot_hold_is_told_and_set_up_all_the_same(world
 @pytest.fixture
 def strict(world: World) -> Iterator[World]:
     """The operator in strict mode; afterwards others find it as it was."""
-    world.installed.stop("operator")
-    world.installed.start("operator", BOTPLANE_OVERCOMMIT="Strict")
-    world.installed.wait_for_leader()
-    yield world
-    world.installed.stop("operator")
-    world.installed.start("operator")
-    world.installed.wait_for_leader()
+    with world.installed.operator_with(BOTPLANE_OVERCOMMIT="Strict"):
+        yield world
 
 
 def test_where_no_more_may_be_sold_than_there_is_a_new_tenant_waits_for_room(

@@ -100,13 +100,8 @@ def test_a_probe_that_proves_nothing_takes_nothing_back(world: World, admin: Api
 @pytest.fixture
 def strict(world: World) -> Iterator[World]:
     """The operator in strict mode; afterwards others find it as it was."""
-    world.installed.stop("operator")
-    world.installed.start("operator", BOTPLANE_NETWORK_ISOLATION="Strict")
-    world.installed.wait_for_leader()
-    yield world
-    world.installed.stop("operator")
-    world.installed.start("operator")
-    world.installed.wait_for_leader()
+    with world.installed.operator_with(BOTPLANE_NETWORK_ISOLATION="Strict"):
+        yield world
 
 
 def test_where_isolation_must_be_proven_only_new_tenants_wait_for_it(

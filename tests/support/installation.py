@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -46,6 +48,18 @@ class Installation:
     def start(self, name: str = "operator", **settings: str) -> None:
         """Start `operator` or `metering`; settings are environment variables."""
         processes.start(self._program(name, settings), self.cluster.state)
+
+    @contextmanager
+    def operator_with(self, **settings: str) -> Iterator[None]:
+        """Let the operator lead with settings of its own; afterwards others find it as it was."""
+        self._restart_operator(settings)
+        yield
+        self._restart_operator({})
+
+    def _restart_operator(self, settings: dict[str, str]) -> None:
+        self.stop("operator")
+        self.start("operator", **settings)
+        self.wait_for_leader()
 
     def start_second_operator(self) -> None:
         """Start another replica, which waits for the lease."""
